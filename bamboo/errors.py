@@ -1,0 +1,16 @@
+"""The one exception that means "what you gave me cannot work", and the near names it suggests."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Bad input from a person: the command line prints its message as one line and exits with code 2."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """An `InputError` for a name that is not among `known`, with the nearest known names as a suggestion."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"choose one of {', '.join(names)}"
+    return InputError(f"unknown {kind} {name!r}: {hint}")

@@ -1,0 +1,224 @@
+"""Depth, width and heads of a transformer, and everything that follows from them: parameters, FLOPs, equal-cost partners.
+
+A FLOP is one addition or one multiplication, so a multiply-accumulate counts as two. Only matrix products are counted,
+as `torch.utils.flop_counter` does. This module imports nothing heavy.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bamboo.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a stack of pre-norm or post-norm transformer blocks with biases and two LayerNorms per block.
+
+    Args:
+        depth: number of blocks.
+        width: size of a token vector (`embed_dim`, `hidden_size`).
+        heads: number of attention heads; must divide `width`.
+        mlp_ratio: hidden units of the MLP over `width`.
+
+    Raises:
+        InputError: where a number is not positive or `heads` does not divide `width`.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if min(self.depth, self.width, self.heads, self.mlp_ratio) <= 0:
+            raise InputError(f"depth, width, heads and mlp_ratio must be positive, got {self}")
+        if self.width % self.heads:
+            raise InputError(f"{self.heads} heads do not divide the width {self.width}")
+
+    def __str__(self) -> str:
+        return f"{self.depth}x{self.width}"
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden units of the MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def block_matrix(self) -> int:
+        """Weights in the matrices of one block: 12 width^2 at `mlp_ratio` 4."""
+        return 4 * self.width**2 + 2 * self.width * self.mlp_width
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all blocks, biases and LayerNorms included: depth (12 width^2 + 13 width) at `mlp_ratio` 4."""
+        vectors = 4 * self.width + (self.mlp_width + self.width) + 4 * self.width
+        return self.depth * (self.block_matrix + vectors)
+
+    def flops(self, tokens: int) -> int:
+        """Forward FLOPs of all blocks over one sequence: 2 x weights per token, 4 x width per pair of tokens."""
+        return self.depth * (2 * tokens * self.block_matrix + 4 * tokens**2 * self.width)
+
+    def deeper(self) -> "Shape":
+        """The equal-parameter partner: half the width, four times the depth, heads as wide as before."""
+        if self.width % 2 or (self.width // 2) % self.head_dim:
+            raise InputError(f"half of width {self.width} does not hold whole heads of {self.head_dim}")
+        return Shape(4 * self.depth, self.width // 2, self.width // 2 // self.head_dim, self.mlp_ratio)
+
+
+SHAPES: dict[str, Shape] = {
+    "vit-tiny": Shape(12, 192, 3),
+    "bamboo-tiny": Shape(48, 96, 3),
+    "vit-small": Shape(12, 384, 6),
+    "bamboo-small": Shape(48, 192, 3),
+    "vit-base": Shape(12, 768, 12),
+    "mid-base": Shape(27, 512, 8),
+    "bamboo-base": Shape(48, 384, 6),
+    "vit-large": Shape(24, 1024, 16),
+    "bamboo-large": Shape(96, 512, 8),
+    "vit-huge": Shape(32, 1280, 16),
+    "bamboo-huge": Shape(128, 640, 10),
+}
+"""The named shapes. The Base pair is triangulated from public configurations, Large and Huge follow from the rule
+"half the width, four times the depth": the paper's own table of shapes could not be obtained."""
+
+DECODER = Shape(8, 512, 16)
+"""The decoder of the MAE paper: 8 blocks, 512 wide, 16 heads."""
+
+
+def find_shape(shape: str | Shape | Mapping[str, Any]) -> Shape:
+    """A shape by its name, by its numbers, or itself. Raises `InputError` for a name that is not in `SHAPES`."""
+    if isinstance(shape, Shape):
+        return shape
+    if isinstance(shape, Mapping):
+        return Shape(**shape)
+    if shape not in SHAPES:
+        raise unknown("shape", shape, SHAPES)
+    return SHAPES[shape]
+
+
+def default_patch_size(name: str) -> int:
+    """Side of a square patch in pixels: 14 for the Huge shapes, else 16 (He et al. 2022)."""
+    return 14 if name.endswith("-huge") else 16
+
+
+@dataclass(frozen=True)
+class Patches:
+    """An image cut into a grid of square patches.
+
+    Args:
+        image_size: height and width in pixels.
+        patch_size: side of a patch in pixels; must divide both.
+        in_chans: channels of a pixel.
+
+    Raises:
+        InputError: where the patch does not divide the image.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: int
+    in_chans: int = 3
+
+    def __post_init__(self) -> None:
+        if min(*self.image_size, self.patch_size, self.in_chans) <= 0:
+            raise InputError(f"image size, patch size and channels must be positive, got {self}")
+        if any(side % self.patch_size for side in self.image_size):
+            height, width = self.image_size
+            raise InputError(f"patch size {self.patch_size} does not divide the image size {height}x{width}")
+
+    @classmethod
+    def of(cls, image_size: int | tuple[int, int], patch_size: int, in_chans: int = 3) -> "Patches":
+        """Patches of an image given by its side, or by (height, width)."""
+        size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        return cls(size, patch_size, in_chans)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def count(self) -> int:
+        """Number of patches in an image."""
+        return math.prod(self.grid)
+
+    @property
+    def values(self) -> int:
+        """Numbers in one patch: patch_size^2 x in_chans."""
+        return self.patch_size**2 * self.in_chans
+
+    def visible(self, mask_ratio: float) -> int:
+        """Patches left visible under a mask: int(count x (1 - mask_ratio)), as in He et al. 2022."""
+        return int(self.count * (1 - mask_ratio))
+
+
+def encoder_parameters(shape: Shape, patches: Patches) -> int:
+    """Parameters of a ViT without a head: patch embedding, class token, (fixed) position embedding, blocks, final norm."""
+    embedding = shape.width * (patches.values + 1 + 1 + patches.count + 1)
+    return embedding + shape.parameters + 2 * shape.width
+
+
+def encoder_flops(shape: Shape, patches: Patches, tokens: int | None = None) -> int:
+    """Forward FLOPs of the encoder for one image, with `tokens` visible patches (all by default) and a class token."""
+    tokens = patches.count if tokens is None else tokens
+    return 2 * tokens * patches.values * shape.width + shape.flops(tokens + 1)
+
+
+def decoder_parameters(shape: Shape, encoder: Shape, patches: Patches) -> int:
+    """Parameters of the self-attention decoder: embedding, mask token, (fixed) positions, blocks, norm, prediction."""
+    embedding = shape.width * (encoder.width + 1 + 1 + patches.count)
+    return embedding + shape.parameters + 2 * shape.width + (shape.width + 1) * patches.values
+
+
+def decoder_flops(shape: Shape, encoder: Shape, patches: Patches, visible: int, predicted: int) -> int:
+    """Forward FLOPs of the self-attention decoder for one image; its last block computes `predicted` positions alone."""
+    context, tokens = visible + 1, visible + 1 + predicted
+    last_block = (
+        2 * tokens * 2 * shape.width**2  # keys and values of every token
+        + 2 * predicted * (shape.block_matrix - 2 * shape.width**2)
+        + 4 * predicted * tokens * shape.width
+    )
+    earlier_blocks = shape.flops(tokens) // shape.depth * (shape.depth - 1)
+    embedding, prediction = 2 * context * encoder.width * shape.width, 2 * predicted * shape.width * patches.values
+    return embedding + earlier_blocks + last_block + prediction
+
+
+def ladder(
+    budget: Shape, head_dim: int = 64, equal: Literal["parameters", "flops"] = "parameters", tokens: int = 197
+) -> Iterator[Shape]:
+    """Shapes as costly as `budget`, from its own width down to half of it, in steps of one head of `head_dim`.
+
+    Each has the depth that comes nearest to the budget: equal parameters, or equal forward FLOPs over `tokens` tokens.
+
+    Raises:
+        InputError: where `head_dim` does not divide the width of the budget.
+    """
+    if head_dim <= 0 or budget.width % head_dim:
+        raise InputError(f"heads of {head_dim} do not divide the width {budget.width} of the budget")
+
+    def cost(shape: Shape) -> int:
+        return shape.parameters if equal == "parameters" else shape.flops(tokens)
+
+    for heads in range(budget.width // head_dim, math.ceil(budget.width / 2 / head_dim) - 1, -1):
+        block = Shape(1, heads * head_dim, heads, budget.mlp_ratio)
+        yield Shape(max(1, round(cost(budget) / cost(block))), block.width, heads, budget.mlp_ratio)
+
+
+def levine_optimum(parameters: float) -> tuple[float, float]:
+    """Depth and width that the depth-width law of Levine et al. 2020 puts at a number of block parameters.
+
+    Solves 12 depth width^2 = parameters on width = exp(5.039 + 0.0555 depth), a fit to autoregressive language models.
+    Its constants are quoted second-hand; they reproduce the published point of a width near 30,000 at 10^12 parameters.
+    """
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        depth = (low + high) / 2
+        width = math.exp(5.039 + 0.0555 * depth)
+        low, high = (depth, high) if 12 * depth * width**2 < parameters else (low, depth)
+    return depth, width

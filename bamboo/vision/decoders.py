@@ -1,0 +1,130 @@
+"""Two decoders: from the encoder's states to the pixels of the masked patches.
+
+Both take `states`, the encoder's normed output after each block that they asked for, each (B, prefix + V, D), and the
+positions `keep` (B, V) and `masked` (B, M) of the visible and the masked patches, and return (B, M, patch values).
+Attention does not care about token order, so nothing is un-shuffled.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from timm.layers import Attention, LayerNorm, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bamboo.shapes import DECODER, Patches, Shape
+from bamboo.vision.encoder import fix_positions, gather, init_weights
+
+
+class SelfAttentionDecoder(nn.Module):
+    """The decoder of He et al. 2022: blocks of self-attention over visible and mask tokens together.
+
+    Args:
+        width_in: width of the encoder.
+        patches: the images that are predicted.
+        shape: depth, width and heads of the decoder.
+    """
+
+    all_layers = False
+
+    def __init__(self, width_in: int, patches: Patches, shape: Shape = DECODER):
+        super().__init__()
+        self.embed = nn.Linear(width_in, shape.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, patches.count, shape.width))
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.heads, shape.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            for _ in range(shape.depth)
+        )
+        self.norm = LayerNorm(shape.width)
+        self.pred = nn.Linear(shape.width, patches.values)
+        self.apply(init_weights)
+        nn.init.normal_(self.mask_token, std=0.02)
+        fix_positions(self.pos_embed, patches.grid)
+
+    def forward(self, states: Sequence[Tensor], keep: Tensor, masked: Tensor) -> Tensor:
+        """Predict the masked patches; the last block and the prediction compute their positions alone."""
+        context = self.embed(states[-1])
+        prefix = context.shape[1] - keep.shape[1]
+        visible = context[:, prefix:] + gather(self.pos_embed, keep)
+        queries = self.mask_token + gather(self.pos_embed, masked)
+        tokens = torch.cat([context[:, :prefix], visible, queries.to(visible.dtype)], dim=1)
+        *blocks, last = self.blocks
+        for block in blocks:
+            tokens = block(tokens)
+        predicted = run_on_last(cast(Block, last), tokens, masked.shape[1])
+        return cast(Tensor, self.pred(self.norm(predicted)))
+
+
+class CrossAttentionDecoder(nn.Module):
+    """The decoder of CrossMAE (Fu et al. 2024): mask tokens ask the encoder's output and do not see one another.
+
+    Args:
+        width_in: width of the encoder.
+        patches: the images that are predicted.
+        shape: depth, width and heads of the decoder.
+        mix_layers: the number of encoder blocks, if each decoder block is to read its own learned mix of all their
+            outputs; it starts at the last output alone. 0 reads the last output.
+    """
+
+    def __init__(self, width_in: int, patches: Patches, shape: Shape = DECODER, mix_layers: int = 0):
+        super().__init__()
+        self.all_layers = mix_layers > 0
+        self.embed = nn.Linear(width_in, shape.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, patches.count, shape.width))
+        self.blocks = nn.ModuleList(CrossAttentionBlock(shape) for _ in range(shape.depth))
+        self.norm = LayerNorm(shape.width)
+        self.pred = nn.Linear(shape.width, patches.values)
+        if mix_layers:
+            self.mix = nn.Parameter(torch.eye(mix_layers)[-1].repeat(shape.depth, 1))
+        self.apply(init_weights)
+        nn.init.normal_(self.mask_token, std=0.02)
+        fix_positions(self.pos_embed, patches.grid)
+
+    def forward(self, states: Sequence[Tensor], keep: Tensor, masked: Tensor) -> Tensor:
+        """Predict the masked patches from what the encoder made of the visible ones."""
+        if self.all_layers:
+            contexts = list(self.embed(torch.einsum("kl,lbtd->kbtd", self.mix, torch.stack(list(states)))))
+        else:
+            contexts = [self.embed(states[-1])] * len(self.blocks)
+        queries = self.mask_token + gather(self.pos_embed, masked)
+        for block, context in zip(self.blocks, contexts, strict=True):
+            queries = block(queries, context)
+        return cast(Tensor, self.pred(self.norm(queries)))
+
+
+class CrossAttentionBlock(nn.Module):
+    """Pre-norm block: cross-attention to a context, then an MLP."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.norm1 = LayerNorm(shape.width)
+        self.attn = Attention(shape.width, num_heads=shape.heads, qkv_bias=True)
+        self.norm2 = LayerNorm(shape.width)
+        self.mlp = Mlp(shape.width, shape.mlp_width)
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        """Update queries (B, M, W) from a context (B, T, W)."""
+        queries = queries + attend(self.attn, self.norm1(queries), context)
+        return cast(Tensor, queries + self.mlp(self.norm2(queries)))
+
+
+def attend(attention: Attention, queries: Tensor, tokens: Tensor) -> Tensor:
+    """Attention of queries (B, M, W) over tokens (B, T, W) with the weights of timm's self-attention: (B, M, W)."""
+    (batch, count, width), heads = queries.shape, attention.num_heads
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    query = F.linear(queries, weight[:width], bias[:width]).view(batch, count, heads, -1).transpose(1, 2)
+    both = F.linear(tokens, weight[width:], bias[width:]).view(batch, tokens.shape[1], 2, heads, -1)
+    key, value = both.permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(query, key, value)
+    return cast(Tensor, attention.proj(mixed.transpose(1, 2).reshape(batch, count, width)))
+
+
+def run_on_last(block: Block, tokens: Tensor, count: int) -> Tensor:
+    """The output of a timm block (B, T, W) at its last `count` tokens alone: the others are only looked at."""
+    normed = block.norm1(tokens)
+    out = tokens[:, -count:] + attend(block.attn, normed[:, -count:], normed)
+    return cast(Tensor, out + block.mlp(block.norm2(out)))

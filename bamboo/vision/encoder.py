@@ -1,0 +1,113 @@
+"""The vision encoder: a timm `VisionTransformer` at a `Shape`, and the two ways to run it, whole and masked."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from timm.models import checkpoint
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bamboo.errors import InputError
+from bamboo.shapes import Patches, Shape
+
+
+def build_encoder(shape: Shape, patches: Patches, **kwargs: Any) -> VisionTransformer:
+    """A ViT without a head at a shape: class token, fixed 2-D sin-cos positions, initialised as in He et al. 2022.
+
+    Args:
+        shape: depth, width, heads.
+        patches: image size, patch size and channels.
+        kwargs: further arguments of `timm.models.vision_transformer.VisionTransformer`, such as `drop_path_rate`.
+    """
+    encoder = VisionTransformer(
+        img_size=patches.image_size,
+        patch_size=patches.patch_size,
+        in_chans=patches.in_chans,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
+        mlp_ratio=shape.mlp_ratio,
+        **{"num_classes": 0, "weight_init": "skip", **kwargs},
+    )
+    encoder.apply(init_weights)
+    nn.init.normal_(encoder.cls_token, std=0.02)
+    fix_positions(encoder.pos_embed, patches.grid)
+    return encoder
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one module as in He et al. 2022: Xavier-uniform matrices (a patch projection too), zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def fix_positions(positions: nn.Parameter, grid: tuple[int, int]) -> None:
+    """Write 2-D sin-cos positions into `positions` (1, prefix + rows x columns, width), prefix rows zero, and freeze it.
+
+    The first half of a vector codes the column and the second half the row, the order of the reference MAE release.
+
+    Raises:
+        InputError: where the width is not a multiple of four.
+    """
+    count, width = grid[0] * grid[1], positions.shape[-1]
+    if width % 4:
+        raise InputError(f"sin-cos positions need a width that is a multiple of 4, got {width}")
+    table = build_sincos2d_pos_embed(list(grid), dim=width, interleave_sin_cos=True, device=positions.device)
+    positions.zero_()
+    positions[0, -count:] = table.roll(width // 2, dims=1)
+    positions.requires_grad_(False)
+
+
+def check_maskable(encoder: nn.Module) -> VisionTransformer:
+    """The encoder itself, if masking can run it: a plain timm ViT with absolute positions.
+
+    Raises:
+        InputError: names what stands in the way.
+    """
+    if not isinstance(encoder, VisionTransformer):
+        raise InputError(f"masking needs a timm VisionTransformer, got {type(encoder).__name__}")
+    if encoder.pos_embed is None:
+        raise InputError("masking needs absolute position embeddings, and this encoder has none")
+    if encoder.dynamic_img_size or not isinstance(encoder.patch_embed.norm, nn.Identity):
+        raise InputError("masking needs a plain patch embedding: no dynamic_img_size, no norm")
+    return encoder
+
+
+def gather(tokens: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens (B or 1, N, D) at positions (B, K) of each sample: (B, K, D)."""
+    tokens = tokens.expand(index.shape[0], -1, -1)
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def embed(encoder: VisionTransformer, patches: Tensor, keep: Tensor) -> Tensor:
+    """Embed the visible patches alone: (B, N, patch values) at positions `keep` (B, V) to tokens (B, prefix + V, D)."""
+    projection = encoder.patch_embed.proj
+    # `patchify` puts channels last, the convolution has them first.
+    weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
+    tokens = F.linear(gather(patches, keep), weight, projection.bias)
+    start = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
+    tokens = tokens + gather(encoder.pos_embed[:, start:], keep)
+    prefix = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
+    if prefix:
+        head = torch.cat(prefix, dim=1)
+        head = head if encoder.no_embed_class else head + encoder.pos_embed[:, :start]
+        tokens = torch.cat([head.expand(len(tokens), -1, -1), tokens], dim=1)
+    return cast(Tensor, encoder.norm_pre(encoder.pos_drop(tokens)))
+
+
+def block_states(encoder: VisionTransformer, tokens: Tensor) -> Iterator[Tensor]:
+    """The residual stream (B, T, D) after each block in turn, before the final norm."""
+    for block in encoder.blocks:
+        tokens = checkpoint(block, tokens) if encoder.grad_checkpointing and encoder.training else block(tokens)
+        yield tokens
+
+
+def encode(encoder: VisionTransformer, images: Tensor) -> Tensor:
+    """Features (B, prefix + N, D) of whole images (B, C, H, W) after the final norm: timm's own forward pass."""
+    return cast(Tensor, encoder.forward_features(images))

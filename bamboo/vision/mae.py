@@ -1,0 +1,146 @@
+"""The masked autoencoder (He et al. 2022) around any plain timm ViT, in seven steps."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from bamboo.errors import InputError
+from bamboo.shapes import DECODER, Patches, Shape, find_shape
+from bamboo.vision.decoders import CrossAttentionDecoder, SelfAttentionDecoder
+from bamboo.vision.encoder import block_states, build_encoder, check_maskable, embed, gather
+from bamboo.vision.pixels import patchify
+
+
+def build_mae(
+    shape: str | Shape = "bamboo-base",
+    image_size: int | tuple[int, int] = 224,
+    patch_size: int = 16,
+    in_chans: int = 3,
+    mask_ratio: float = 0.75,
+    predict_ratio: float = 1.0,
+    norm_pix: bool = True,
+    decoder: Literal["self", "cross"] = "self",
+    decoder_shape: Shape = DECODER,
+    mix_layers: bool = False,
+) -> "MaskedAutoencoder":
+    """A freshly initialised masked autoencoder.
+
+    Args:
+        shape: depth, width and heads of the encoder, or one of the names that `bamboo shapes` prints.
+        image_size: height and width in pixels; one number for a square.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of an image.
+        mask_ratio: share of patches that are hidden.
+        predict_ratio: share of the hidden patches, chosen at random, that are predicted.
+        norm_pix: predict each patch standardised by its own mean and variance.
+        decoder: `self`-attention over all tokens (He et al. 2022), or `cross`-attention to the visible (CrossMAE).
+        decoder_shape: depth, width and heads of the decoder.
+        mix_layers: let each block of the cross-attention decoder read its own learned mix of all encoder layers.
+
+    Raises:
+        InputError: where two of these contradict each other.
+    """
+    size, patches = find_shape(shape), Patches.of(image_size, patch_size, in_chans)
+    if mix_layers and decoder != "cross":
+        raise InputError("mix_layers belongs to the cross-attention decoder: set decoder to 'cross'")
+    head: SelfAttentionDecoder | CrossAttentionDecoder
+    if decoder == "cross":
+        head = CrossAttentionDecoder(size.width, patches, find_shape(decoder_shape), size.depth if mix_layers else 0)
+    else:
+        head = SelfAttentionDecoder(size.width, patches, find_shape(decoder_shape))
+    return MaskedAutoencoder(build_encoder(size, patches), head, mask_ratio, predict_ratio, norm_pix)
+
+
+class MAEOutput(NamedTuple):
+    """What one pass gives: the loss (scalar), the prediction (B, M, values) and where it belongs (B, V), (B, M)."""
+
+    loss: Tensor
+    predicted: Tensor
+    keep: Tensor
+    masked: Tensor
+
+
+class MaskedAutoencoder(nn.Module):
+    """Hide most patches of an image, encode the visible rest, and predict the hidden ones.
+
+    Args:
+        encoder: a plain timm ViT.
+        decoder: from `bamboo.vision.decoders`.
+        mask_ratio: share of patches that are hidden.
+        predict_ratio: share of the hidden patches, chosen at random, that are predicted and counted in the loss.
+        norm_pix: predict each patch standardised by its own mean and (unbiased) variance.
+
+    Raises:
+        InputError: where nothing would stay visible, nothing would be predicted, or the encoder cannot be masked.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        decoder: SelfAttentionDecoder | CrossAttentionDecoder,
+        mask_ratio: float = 0.75,
+        predict_ratio: float = 1.0,
+        norm_pix: bool = True,
+    ):
+        super().__init__()
+        self.encoder = check_maskable(encoder)
+        self.decoder = decoder
+        self.norm_pix = norm_pix
+        count = encoder.patch_embed.num_patches
+        self.visible = int(count * (1 - mask_ratio))
+        self.predicted = round((count - self.visible) * predict_ratio)
+        if not 0 < self.visible < count:
+            raise InputError(f"mask_ratio {mask_ratio} leaves {self.visible} of {count} patches visible")
+        if not 0 < self.predicted <= count - self.visible:
+            raise InputError(
+                f"predict_ratio {predict_ratio} predicts {self.predicted} of {count - self.visible} patches"
+            )
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.encoder.patch_embed.patch_size[0])
+
+    def forward(self, images: Tensor, noise: Tensor) -> MAEOutput:
+        """Reconstruct standardised images (B, C, H, W); the lowest values of `noise` (B, N) say what stays visible."""
+        patches = patchify(images, self.patch_size)  # (B, N, values)
+        keep, masked = self.split(noise)  # (B, V), (B, M)
+        tokens = embed(self.encoder, patches, keep)  # (B, prefix + V, D)
+        states = self.encode(tokens)  # of (B, prefix + V, D)
+        predicted = self.decoder(states, keep, masked)  # (B, M, values)
+        target = self.target(gather(patches, masked))  # (B, M, values)
+        loss = (predicted.float() - target).square().mean()
+        return MAEOutput(loss, predicted, keep, masked)
+
+    def split(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the visible patches (B, V) and of the hidden ones that are predicted (B, M)."""
+        order = noise.argsort(dim=1)
+        return order[:, : self.visible], order[:, self.visible : self.visible + self.predicted]
+
+    def encode(self, tokens: Tensor) -> Sequence[Tensor]:
+        """The encoder's normed output: after each block if the decoder mixes layers, else after the last one."""
+        if self.decoder.all_layers:
+            return [self.encoder.norm(state) for state in block_states(self.encoder, tokens)]
+        *_, last = block_states(self.encoder, tokens)
+        return [self.encoder.norm(last)]
+
+    def target(self, patches: Tensor) -> Tensor:
+        """What is to be predicted of patches (B, M, values), in fp32 whatever the precision of the step."""
+        patches = patches.float()
+        if not self.norm_pix:
+            return patches
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def to_pixels(self, predicted: Tensor, patches: Tensor) -> Tensor:
+        """Predictions on the scale of the pixels, for looking at them.
+
+        With `norm_pix` a prediction holds no brightness or contrast: those of the true `patches` (B, M, values) are used.
+        """
+        if not self.norm_pix:
+            return predicted.float()
+        variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
+        return predicted.float() * (variance + 1e-6).sqrt() + mean
