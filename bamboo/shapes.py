@@ -1,4 +1,4 @@
-"""Depth, width and heads of a transformer, and everything that follows from them: parameters, FLOPs, equal-cost partners.
+"""Depth, width and heads of a transformer, and all that follows from them: parameters, FLOPs, equal-cost partners.
 
 A FLOP is one addition or one multiplication, so a multiply-accumulate counts as two. Only matrix products are counted,
 as `torch.utils.flop_counter` does. This module imports nothing heavy.
@@ -159,7 +159,7 @@ class Patches:
 
 
 def encoder_parameters(shape: Shape, patches: Patches) -> int:
-    """Parameters of a ViT without a head: patch embedding, class token, (fixed) position embedding, blocks, final norm."""
+    """Parameters of a ViT without a head: patch embedding, class token, (fixed) positions, blocks, final norm."""
     embedding = shape.width * (patches.values + 1 + 1 + patches.count + 1)
     return embedding + shape.parameters + 2 * shape.width
 
@@ -177,7 +177,7 @@ def decoder_parameters(shape: Shape, encoder: Shape, patches: Patches) -> int:
 
 
 def decoder_flops(shape: Shape, encoder: Shape, patches: Patches, visible: int, predicted: int) -> int:
-    """Forward FLOPs of the self-attention decoder for one image; its last block computes `predicted` positions alone."""
+    """Forward FLOPs of the self-attention decoder for one image; its last block computes the predicted alone."""
     context, tokens = visible + 1, visible + 1 + predicted
     last_block = (
         2 * tokens * 2 * shape.width**2  # keys and values of every token

@@ -48,7 +48,7 @@ def init_weights(module: nn.Module) -> None:
 
 @torch.no_grad()
 def fix_positions(positions: nn.Parameter, grid: tuple[int, int]) -> None:
-    """Write 2-D sin-cos positions into `positions` (1, prefix + rows x columns, width), prefix rows zero, and freeze it.
+    """Write 2-D sin-cos positions into `positions` (1, prefix + rows x columns, width), zero for the prefix; freeze it.
 
     The first half of a vector codes the column and the second half the row, the order of the reference MAE release.
 

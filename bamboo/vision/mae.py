@@ -138,7 +138,7 @@ class MaskedAutoencoder(nn.Module):
     def to_pixels(self, predicted: Tensor, patches: Tensor) -> Tensor:
         """Predictions on the scale of the pixels, for looking at them.
 
-        With `norm_pix` a prediction holds no brightness or contrast: those of the true `patches` (B, M, values) are used.
+        With `norm_pix` a prediction holds no brightness or contrast: those of the true patches are used.
         """
         if not self.norm_pix:
             return predicted.float()
