@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from bamboo.errors import InputError
+from bamboo.errors import InputError, unknown
 from bamboo.shapes import DECODER, Patches, Shape, find_shape
 from bamboo.vision.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from bamboo.vision.encoder import block_states, build_encoder, check_maskable, embed, gather
@@ -44,6 +44,8 @@ def build_mae(
         InputError: where two of these contradict each other.
     """
     size, patches = find_shape(shape), Patches.of(image_size, patch_size, in_chans)
+    if decoder not in ("self", "cross"):
+        raise unknown("decoder", decoder, ("self", "cross"))
     if mix_layers and decoder != "cross":
         raise InputError("mix_layers belongs to the cross-attention decoder: set decoder to 'cross'")
     head: SelfAttentionDecoder | CrossAttentionDecoder

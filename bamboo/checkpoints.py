@@ -1,0 +1,160 @@
+"""Reading models from any source, and writing them in the formats of others: timm, Hugging Face, the reference MAE."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bamboo.errors import InputError, unknown
+from bamboo.files import atomic_write, read_file, write_weights
+from bamboo.key_maps import to_huggingface, to_reference
+from bamboo.loading import Report, build_from, load_encoder, load_mae
+from bamboo.shapes import SHAPES, Patches, default_patch_size, find_shape
+from bamboo.sources import DEFAULTS, Weights, open_source
+from bamboo.vision.mae import MaskedAutoencoder
+from bamboo.vision.pixels import PixelScale
+from bamboo.vision.timm_models import timm_name
+
+__all__ = ["Report", "export", "load_encoder", "load_mae", "read_file", "timm_call"]
+
+
+def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], out: str | Path) -> list[Path]:
+    """Write a pretrained model into folder `out` in a format of others; the files that were written.
+
+    Every file appears complete or not at all, and carries the arguments of the model, so that `load_encoder` and
+    `load_mae` read it back exactly.
+
+    Args:
+        checkpoint: anything that `load_mae` reads; for timm, an encoder alone will do.
+        format: `timm` (the encoder), `hf` (transformers' ViTMAEForPreTraining) or `reference` (the MAE release).
+        out: a folder, made if it is missing.
+
+    Raises:
+        InputError: where the checkpoint cannot be read, or the format cannot express the model.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    return FORMATS[format](open_source(checkpoint), Path(out))
+
+
+def timm_call(weights: str | Path) -> str:
+    """The call of timm that builds and loads what `export` wrote: run it after `import bamboo.vision`.
+
+    Raises:
+        InputError: where the file is not one that `export` wrote for timm.
+    """
+    told = read_file(weights).get("hyper_parameters", {})
+    if "shape" not in told:
+        raise InputError(f"{weights} does not say its shape: only the files that `bamboo export` writes do")
+    shape, size = find_shape(told["shape"]), Patches.of(told["image_size"], told["patch_size"], told["in_chans"])
+    name = next((name for name, known in SHAPES.items() if known == shape), "")
+    options: dict[str, Any] = {}
+    if not name.startswith("bamboo") and name != "mid-base":  # timm's own names come with a head
+        options["num_classes"] = 0
+    if not name:
+        name = "vit-base"
+        options |= {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads}
+        options |= {"mlp_ratio": shape.mlp_ratio}
+    usual = {"img_size": (224, 224), "patch_size": default_patch_size(name), "in_chans": 3}
+    given = {"img_size": size.image_size, "patch_size": size.patch_size, "in_chans": size.in_chans}
+    options |= {key: value for key, value in given.items() if value != usual[key]}
+    written = "".join(f", {key}={value!r}" for key, value in options.items())
+    return f'timm.create_model("{timm_name(name)}"{written}, checkpoint_path={str(weights)!r})'
+
+
+def _arguments(weights: Weights) -> dict[str, Any]:
+    """All arguments of `build_mae` as plain data, and what else the source says."""
+    arguments = {**DEFAULTS, **weights.arguments}
+    shapes = {key: asdict(find_shape(arguments[key])) for key in ("shape", "decoder_shape")}
+    return {**arguments, **shapes, **weights.extra, "layer_norm_eps": weights.eps}
+
+
+def _timm(weights: Weights, out: Path) -> list[Path]:
+    if weights.timm_name or not weights.options.get("qkv_bias", True):
+        raise InputError(f"{weights.source} is {weights.kind}: only plain ViTs of Bamboo's own shapes are exported")
+    encoder, _ = load_encoder(weights.source)
+    return [write_weights(out / "model.safetensors", encoder.state_dict(), _arguments(weights))]
+
+
+def _reference(weights: Weights, out: Path) -> list[Path]:
+    mae, arguments = _mae_of_he(weights, "reference"), _arguments(weights)
+    named = {key: tensor.clone() for key, tensor in to_reference(mae.state_dict()).items()}
+    path = out / "checkpoint.pth"
+    with atomic_write(path) as temporary:
+        torch.save({"model": named, "hyper_parameters": arguments}, temporary)
+    return [path, write_weights(out / "checkpoint.safetensors", named, arguments)]
+
+
+def _huggingface(weights: Weights, out: Path) -> list[Path]:
+    mae, arguments = _mae_of_he(weights, "hf"), _arguments(weights)
+    path = write_weights(out / "model.safetensors", to_huggingface(mae.state_dict()), arguments)
+    scale = PixelScale(arguments["in_chans"], arguments.get("mean"), arguments.get("std"))
+    side = int(mae.encoder.patch_embed.img_size[0])
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [round(value / 255, 6) for value in scale.mean.flatten().tolist()],
+        "image_std": [round(value / 255, 6) for value in scale.std.flatten().tolist()],
+    }
+    config = _config(arguments, side)
+    return [path, _json(out / "config.json", config), _json(out / "preprocessor_config.json", processor)]
+
+
+def _mae_of_he(weights: Weights, format: str) -> MaskedAutoencoder:
+    """The model, if it is a masked autoencoder as in He et al. 2022: other formats know no other."""
+    arguments = {**DEFAULTS, **weights.arguments}
+    if arguments["decoder"] != "self":
+        raise InputError(f"format {format} has no cross-attention decoder: export the encoder alone, as timm")
+    height, width = Patches.of(arguments["image_size"], arguments["patch_size"]).image_size
+    if height != width:
+        raise InputError(f"format {format} knows square images alone, not {height}x{width}: export as timm")
+    return build_from(weights)
+
+
+def _config(arguments: dict[str, Any], side: int) -> dict[str, Any]:
+    encoder, decoder = find_shape(arguments["shape"]), find_shape(arguments["decoder_shape"])
+    return {
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": "vit_mae",
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.heads,
+        "intermediate_size": encoder.mlp_width,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": arguments["layer_norm_eps"],
+        "image_size": side,
+        "patch_size": arguments["patch_size"],
+        "num_channels": arguments["in_chans"],
+        "qkv_bias": True,
+        "decoder_hidden_size": decoder.width,
+        "decoder_num_hidden_layers": decoder.depth,
+        "decoder_num_attention_heads": decoder.heads,
+        "decoder_intermediate_size": decoder.mlp_width,
+        "mask_ratio": arguments["mask_ratio"],
+        "norm_pix_loss": arguments["norm_pix"],
+        "torch_dtype": "float32",
+    }
+
+
+def _json(path: Path, content: dict[str, Any]) -> Path:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+FORMATS: dict[str, Callable[[Weights, Path], list[Path]]] = {
+    "timm": _timm,
+    "hf": _huggingface,
+    "reference": _reference,
+}

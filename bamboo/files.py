@@ -1,0 +1,95 @@
+"""Files that are never half-written, and weights that are never code."""
+
+import argparse
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bamboo.errors import InputError
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` to write into; it takes the place of `path` once it is complete on the disk.
+
+    Missing folders are made. If the body raises, `path` is left as it was and the temporary file is removed.
+
+    Raises:
+        InputError: where the place cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_weights(path: Path, weights: dict[str, Tensor], arguments: dict[str, Any]) -> Path:
+    """Write tensors as safetensors, with the arguments of the model in the file's own metadata."""
+    tensors = {key: tensor.detach().contiguous().clone() for key, tensor in weights.items()}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "bamboo": json.dumps(arguments)})
+    return path
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """What a file of weights holds, on the CPU and mapped into memory where possible; code in a file never runs.
+
+    A safetensors file that `write_weights` made gives `{"model": tensors, "hyper_parameters": arguments}`, any other
+    its tensors by name. Other files are read by `torch.load`.
+
+    Raises:
+        InputError: for a file that is missing, cut short, no checkpoint, or that holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: give the path of a checkpoint file")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not weights by name: give a checkpoint file")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            metadata = file.metadata() or {}
+        return (
+            {"model": tensors, "hyper_parameters": json.loads(metadata["bamboo"])} if "bamboo" in metadata else tensors
+        )
+    except Exception as error:  # safetensors and json raise many kinds; all mean that the file is damaged
+        raise InputError(f"{path} is cut short or no safetensors file: copy or download it again") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # The options of a command line stand in many training checkpoints, and are harmless.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch and pickle raise many kinds; all mean that the file cannot be used
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            reason = f"{path} holds code ({code[1]}), which is not run: save its tensors alone, best as safetensors"
+            raise InputError(reason) from error
+        raise InputError(f"{path} is cut short or no checkpoint: copy or download it again") from error

@@ -1,0 +1,74 @@
+"""`bamboo fit|validate|test|predict`: LightningCLI over composed configurations, with one line per mistake."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from bamboo.compose import compose_arguments
+from bamboo.errors import InputError
+from bamboo.parse_errors import one_line
+
+
+class BambooCLI(LightningCLI):
+    """LightningCLI in which `--ckpt_path last` continues the newest run, and a run ends by saying what it wrote."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser, raising where it would print its usage and exit."""
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Let a resumed run go on in the folder of the run that it resumes."""
+        config = self.config[self.subcommand]
+        logger = config.trainer.logger
+        if config.get("ckpt_path") == "last" and isinstance(logger, Namespace):
+            runs = Path(logger.init_args.save_dir) / logger.init_args.name
+            newest = max(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+            if newest is None:
+                raise InputError(f"no run to continue: there is no checkpoint last.ckpt below {runs}")
+            config.ckpt_path = str(newest)
+            logger.init_args.version = newest.parent.parent.name
+
+    def after_fit(self) -> None:
+        """Say what was written and measured."""
+        trainer = self.trainer
+        if not trainer.is_global_zero:
+            return
+        rows = {"checkpoint": getattr(trainer.checkpoint_callback, "last_model_path", ""), "tensorboard": trainer.log_dir}
+        for callback in trainer.callbacks:
+            rows |= callback.summary() if hasattr(callback, "summary") else {}
+        print("\n" + "\n".join(f"{name + ':':<40} {value}" for name, value in rows.items() if value))
+
+
+def _input_error_behind(error: BaseException) -> InputError | None:
+    """The `InputError` that jsonargparse wrapped on its way out of a constructor."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def run(args: list[str]) -> None:
+    """Run one of Lightning's verbs. Raises `InputError` for what a person got wrong."""
+    args = compose_arguments(args)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # devices, tips for products
+    try:
+        BambooCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except ArgumentError as error:
+        raise InputError(one_line(str(error), args)) from error
+    except MisconfigurationException as error:
+        raise InputError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        raise _input_error_behind(error) or error from None
+

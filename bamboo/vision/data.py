@@ -1,0 +1,268 @@
+"""The image data modules: digits that need no download, folders of images, and torchvision's own data sets."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from bamboo.errors import InputError
+from bamboo.seeds import derive_seed
+from bamboo.vision.folders import Sources, folder_sources
+from bamboo.vision.images import MODES, Arrays, EvalImages, Source, TrainImages, collate
+from bamboo.vision.sampling import EvalSampler, Loader, TrainSampler
+
+
+class ImageData(LightningDataModule):
+    """What all image data share; a batch is `{"image": uint8 (B, C, H, W), "label": int64 (B,), "skipped": paths}`.
+
+    Args:
+        image_size: height and width in pixels; one number for a square.
+        in_chans: channels to read: 1 is grey, 3 is RGB, 4 is RGB with alpha.
+        batch_size: training views, and validation images, per process and step.
+        num_workers: processes that read images, per training process.
+        repeat: views of an image, which is decoded once for all of them; must divide `batch_size`.
+        crop_scale: smallest share of an image's area in a training view.
+        flip: probability that a training view is mirrored.
+        seed: seed of the order, the views and the split.
+
+    Raises:
+        InputError: where one of these cannot be.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        repeat: int = 1,
+        crop_scale: float = 0.2,
+        flip: float = 0.5,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        self.in_chans, self.batch_size, self.num_workers, self.repeat = in_chans, batch_size, num_workers, repeat
+        self.crop_scale, self.flip, self.seed = crop_scale, flip, seed
+        self._train_loader: Loader | None = None
+        self._restored: Mapping[str, int] = {}
+        if in_chans not in MODES:
+            raise InputError(f"in_chans must be one of {', '.join(map(str, MODES))} to read images, got {in_chans}")
+        if min(*self.size, batch_size, repeat) <= 0 or num_workers < 0:
+            raise InputError("image_size, batch_size and repeat must be positive, num_workers must not be negative")
+        if batch_size % repeat:
+            raise InputError(f"batch_size {batch_size} counts views, so repeat {repeat} must divide it")
+        if not (0 < crop_scale <= 1 and 0 <= flip <= 1):
+            raise InputError(f"crop_scale and flip must be shares of one, got {crop_scale} and {flip}")
+
+    @abstractmethod
+    def read_sources(self) -> Sources:
+        """Find the images; raises `InputError` where there are none."""
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The images, found at the first use."""
+        return self.read_sources()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 where the images have no labels."""
+        return int(self.sources.train.labels.max()) + 1
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the images, so that bad input shows before anything starts."""
+        _ = self.sources
+        self._train_loader, self._restored = None, {}
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled random views of this process's share of the images."""
+        images = TrainImages(self.sources.train, self.size, self.crop_scale, self.flip, self.repeat, self.seed)
+        batch = self.batch_size // self.repeat
+        sampler = TrainSampler(images, batch, self.seed, *self._processes)
+        self._train_loader = Loader(
+            images, batch, sampler=sampler, persistent_workers=self.num_workers > 0, **self._how
+        )
+        if self._restored:
+            self._train_loader.load_state_dict(self._restored)
+        return self._train_loader
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Whole images, each of them once over all processes."""
+        images = EvalImages(self.sources.val, self.size)
+        sampler = EvalSampler(images, self.batch_size, *self._processes)
+        return DataLoader(
+            images, self.batch_size, sampler=sampler, persistent_workers=self.num_workers > 0, **self._how
+        )
+
+    def probe_loaders(self, limit: int | None = None) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Whole training and validation images, in order, all of them on every process, for a probe of the features.
+
+        Args:
+            limit: read at most so many of each, evenly spaced.
+        """
+        train, val = (EvalImages(_spread(source, limit), self.size) for source in self.sources)
+        return DataLoader(train, self.batch_size, **self._how), DataLoader(val, self.batch_size, **self._how)
+
+    # Lightning restores the loader's own state too late when something has asked for the number of steps before.
+    def state_dict(self) -> dict[str, int]:
+        """How far the current epoch is."""
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on from there."""
+        self._restored = state_dict
+        if self._train_loader:
+            self._train_loader.load_state_dict(state_dict)
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        # A generator of their own keeps the loaders from moving the global random stream when they start.
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "loader"))
+        return {
+            "collate_fn": collate,
+            "num_workers": self.num_workers,
+            "pin_memory": on_cuda,
+            "generator": generator,
+        }
+
+
+class Digits(ImageData):
+    """The 1,797 handwritten digits that come with scikit-learn, 8 x 8 grey pixels, enlarged once to `image_size`.
+
+    A fifth of each class is held out. Digits are not mirrored, and cropped less than photographs.
+
+    Args:
+        image_size: height and width in pixels; one number for a square.
+        in_chans: channels, all alike.
+        crop_scale: smallest share of an image's area in a training view.
+        flip: probability that a training view is mirrored.
+        **kwargs: arguments of `ImageData`.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 32,
+        in_chans: int = 1,
+        crop_scale: float = 0.6,
+        flip: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(image_size=image_size, in_chans=in_chans, crop_scale=crop_scale, flip=flip, **kwargs)
+
+    def read_sources(self) -> Sources:
+        """The digits, split."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        pixels = torch.from_numpy(digits.images)[:, None] * (255 / 16)
+        images = F.interpolate(pixels, self.size, mode="bilinear").round().to(torch.uint8)
+        split_seed = derive_seed(self.seed, "split") % 2**32
+        split = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=split_seed)
+        source = Arrays(_with_channels(images, self.in_chans), digits.target.astype(np.int64))
+        return Sources(*(source.subset(np.sort(part)) for part in split))
+
+
+class ImageFolder(ImageData):
+    """A folder of images.
+
+    With `train/` in it, training images come from there and validation images from `val/`, or else `test/`. Without,
+    or without either of the latter, a part is held out. Where all images lie in two or more sub-folders, the
+    sub-folder is the class; else there are no labels.
+
+    Args:
+        root: the folder; `~` is expanded.
+        val_fraction: share of the images that is held out where the folder has no validation images of its own.
+        **kwargs: arguments of `ImageData`.
+    """
+
+    def __init__(self, root: str, val_fraction: float = 0.05, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.root, self.val_fraction = Path(root).expanduser(), val_fraction
+        if not 0 < val_fraction < 1:
+            raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+
+    def read_sources(self) -> Sources:
+        """The files, with their classes."""
+        return folder_sources(self.root, self.in_chans, self.val_fraction, self.seed)
+
+
+class TorchvisionData(ImageData):
+    """A data set that torchvision can download, in the layout in which torchvision keeps it.
+
+    Args:
+        name: which of them; Imagenette is the edition whose shorter side has 320 pixels.
+        root: the folder that holds it, or will; `~` is expanded.
+        download: fetch it where it is missing.
+        **kwargs: arguments of `ImageData`.
+    """
+
+    def __init__(
+        self,
+        name: Literal["CIFAR10", "CIFAR100", "STL10", "Imagenette"],
+        root: str,
+        download: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.data_set, self.root, self.download = name, Path(root).expanduser(), download
+
+    def prepare_data(self) -> None:
+        """Download, if asked to."""
+        if self.download:
+            self._open(train=True, download=True)
+
+    def read_sources(self) -> Sources:
+        """The images as torchvision splits them."""
+        try:
+            train, val = self._open(train=True), self._open(train=False)
+        except (RuntimeError, OSError) as error:
+            hint = "set download to true to fetch it"
+            raise InputError(f"{self.root}: {self.data_set} is not there, or is damaged: {hint}") from error
+        if self.data_set == "Imagenette":
+            return folder_sources(self.root / "imagenette2-320", self.in_chans)
+        return Sources(_arrays(train, self.in_chans), _arrays(val, self.in_chans))
+
+    def _open(self, train: bool, download: bool = False) -> Any:
+        split: dict[str, Any] = {"train": train}
+        if self.data_set == "STL10":
+            split = {"split": "train" if train else "test"}
+        elif self.data_set == "Imagenette":
+            split = {"split": "train" if train else "val", "size": "320px"}
+        return getattr(datasets, self.data_set)(self.root, download=download, **split)
+
+
+def _spread(source: Source, limit: int | None) -> Source:
+    if limit is None or limit >= len(source):
+        return source
+    return source.subset(np.arange(limit) * len(source) // limit)
+
+
+def _arrays(dataset: Any, in_chans: int) -> Arrays:
+    images = torch.from_numpy(np.ascontiguousarray(dataset.data))
+    images = images.movedim(-1, 1) if images.shape[-1] == 3 else images  # CIFAR has channels last, STL10 first
+    labels: Sequence[int] = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return Arrays(_with_channels(images, in_chans), np.asarray(labels, np.int64))
+
+
+def _with_channels(images: Tensor, in_chans: int) -> Tensor:
+    """Grey or RGB bytes (N, C, H, W) as grey, RGB or RGB with alpha."""
+    if in_chans == 1:
+        return images if images.shape[1] == 1 else v2.functional.rgb_to_grayscale(images)
+    colour = images.expand(-1, 3, -1, -1)
+    return colour if in_chans == 3 else torch.cat([colour, torch.full_like(colour[:, :1], 255)], dim=1)

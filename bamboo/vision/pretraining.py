@@ -1,0 +1,105 @@
+"""Pretraining of a masked autoencoder: the thin Lightning module around `bamboo.vision.mae`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import measure_flops
+from torch import Tensor
+from torchmetrics import MeanMetric, SumMetric
+
+from bamboo.errors import InputError
+from bamboo.seeds import derive_seed
+from bamboo.training import Recipe, TrainingModule
+from bamboo.vision.mae import build_mae
+from bamboo.vision.pixels import PixelScale
+
+
+class MAEPretraining(TrainingModule):
+    """Trains the masked autoencoder that `build_mae` makes of the remaining arguments.
+
+    Args:
+        recipe: learning rate, schedule and optimizer.
+        seed: masks are a pure function of it, the epoch, the step and a sample's place in the batch over all devices.
+        mean: mean of each channel on a scale of 0 to 1, for standardising; ImageNet's for three channels.
+        std: standard deviation of each channel, likewise.
+        compile: compile each block where there is a GPU.
+        grad_checkpointing: trade a second forward pass of the encoder's blocks for their memory.
+        mae: arguments of `bamboo.vision.mae.build_mae`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+        seed: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
+        **mae: Any,
+    ) -> None:
+        super().__init__(recipe)
+        self.save_hyperparameters(
+            {"recipe": asdict(recipe), "seed": seed, "mean": mean, "std": std, **{k: _plain(v) for k, v in mae.items()}}
+        )
+        self.seed, self.compile_blocks, self.mae_args = seed, compile, mae
+        self.mae = build_mae(**mae)
+        self.mae.encoder.set_grad_checkpointing(grad_checkpointing)
+        self.pixels = PixelScale(self.mae.encoder.in_chans, mean, std)
+        self.val_loss, self.val_samples = MeanMetric(), SumMetric()
+
+    def setup(self, stage: str) -> None:
+        """Compile the blocks in place, which leaves the names of the weights alone."""
+        if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
+            for block in (*self.mae.encoder.blocks, *self.mae.decoder.blocks):
+                block.compile()
+
+    def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch of byte images (B, C, H, W) under the masks of this step."""
+        images = self.pixels(self._checked(batch["image"]))
+        noise = self.noise(len(images), stage, self.current_epoch if stage == "train" else 0, batch_idx)
+        return self.mae(images, noise).loss, {}
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Reconstruction loss under masks that are the same in every epoch; every sample counts once."""
+        loss, _ = self.compute(batch, batch_idx, "val")
+        self.val_loss.update(loss, weight=len(batch["image"]))
+        self.val_samples.update(len(batch["image"]))
+        self.log("val/loss", self.val_loss, prog_bar=True)
+        self.log("val/samples", self.val_samples)
+
+    def noise(self, count: int, *key: str | int) -> Tensor:
+        """Noise (B, N) that decides the masks: this process's rows of the noise of the batch over all devices.
+
+        Samples are dealt to the processes in turn, so one process with the whole batch draws the same masks.
+        """
+        world = self.trainer.world_size
+        generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "mask", *key))
+        patches = self.mae.encoder.patch_embed.num_patches
+        noise = torch.rand(count * world, patches, generator=generator, device=self.device)
+        return noise[self.trainer.global_rank :: world]
+
+    def flops_per_sample(self) -> int:
+        """FLOPs of one training step on one image, forward and backward, counted on a model without memory."""
+        with torch.device("meta"):
+            model = build_mae(**self.mae_args)
+            patch_embed = model.encoder.patch_embed
+            images, noise = torch.empty(1, model.encoder.in_chans, *patch_embed.img_size), torch.empty(
+                1, patch_embed.num_patches
+            )
+            return int(measure_flops(model, lambda: model(images, noise).loss, lambda loss: loss))
+
+    def _checked(self, images: Tensor) -> Tensor:
+        expected = (self.mae.encoder.in_chans, *self.mae.encoder.patch_embed.img_size)
+        if images.shape[1:] != expected:
+            raise InputError(
+                f"the data gives images of (channels, height, width) {tuple(images.shape[1:])} and the model expects "
+                f"{expected}: set image_size and in_chans alike under data.init_args and model.init_args"
+            )
+        return images
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, so that a checkpoint holds nothing but tensors and plain values."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
