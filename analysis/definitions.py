@@ -108,7 +108,7 @@ DEFINITIONS: dict[str, Definition] = {
         "second singular value of attention",
         "s_2(A), mean over heads",
         "near 0 where attention maps all tokens to one",
-        "attention",
+        "ranks",
     ),
     "smoothing_rate": Definition(
         "smoothing rate",

@@ -101,7 +101,7 @@ class Feeder:
         self.scale: PixelScale | None = None
         if not 0 <= mask_ratio < 1:
             raise InputError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
-        if mask_ratio and not hasattr(model, "config"):
+        if mask_ratio and not _masks_itself(model):
             check_maskable(model)
 
     def layout(self, batch: Batch) -> Layout:
@@ -131,7 +131,7 @@ class Feeder:
         if reads_text(self.model):
             raise InputError(f"{type(self.model).__name__} reads texts, and the data are images")
         images = self.standardise(batch.images)
-        if getattr(getattr(self.model, "config", None), "model_type", "") == "vit_mae":
+        if _masks_itself(self.model):
             self._run_vit_mae(images, fingerprints)
         elif self.mask_ratio:
             self._run_masked(images, fingerprints)
@@ -158,7 +158,7 @@ class Feeder:
 
     def _run_vit_mae(self, images: Tensor, fingerprints: list[int]) -> None:
         """transformers' own masked autoencoder always masks: its ratio is set, and its noise given."""
-        base = getattr(self.model, "base_model", self.model)
+        base: Any = getattr(self.model, "base_model", self.model)
         count = base.embeddings.patch_embeddings.num_patches
         noise = self._noise(fingerprints, count) if self.mask_ratio else torch.arange(count).repeat(len(images), 1)
         with _setting(base.config, "mask_ratio", self.mask_ratio):
@@ -170,6 +170,10 @@ class Feeder:
             return torch.rand(count, generator=generator)
 
         return torch.stack([row(fingerprint) for fingerprint in fingerprints])
+
+
+def _masks_itself(model: nn.Module) -> bool:
+    return getattr(getattr(model, "config", None), "model_type", "") == "vit_mae"
 
 
 def encoder_of(model: nn.Module) -> nn.Module:

@@ -1,5 +1,7 @@
 """Means over samples, and how sure they are."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,8 +11,17 @@ CHUNK = 50
 Array = NDArray[np.float64]
 
 
-def bootstrap(values: NDArray[np.float32], seed: int = 0) -> tuple[Array, Array, Array, NDArray[np.int64]]:
-    """Mean of each column, the ends of its 95 % interval, and how many samples count; NaNs are left out.
+class Estimates(NamedTuple):
+    """Mean of each column, low and high end of its 95 % interval, and how many samples count."""
+
+    mean: Array
+    low: Array
+    high: Array
+    samples: NDArray[np.int64]
+
+
+def bootstrap(values: NDArray[np.float32], seed: int = 0) -> Estimates:
+    """Means over samples (rows) and their intervals; values that are not finite are left out.
 
     The interval is the percentile bootstrap over samples (rows): 1000 resamples, the same for all columns. A column
     with fewer than two samples has a mean and no interval (NaN).
@@ -31,7 +42,7 @@ def bootstrap(values: NDArray[np.float32], seed: int = 0) -> tuple[Array, Array,
             means.append((weights @ filled) / (weights @ present))
         drawn = np.concatenate(means)
     low, high = (_percentile(drawn, share, count) for share in (2.5, 97.5))
-    return mean, low, high, count
+    return Estimates(mean, low, high, count)
 
 
 def _percentile(drawn: Array, share: float, count: NDArray[np.int64]) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bamboo.errors import InputError, unknown
 
-from .intervals import Array, bootstrap, first_above, slope
+from .intervals import Array, Estimates, bootstrap, first_above, slope
 from .recorder import Key
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Curve(NamedTuple):
     mean: Array
     low: Array
     high: Array
-    count: NDArray[np.int64]
+    samples: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Profile:
     baseline: bool = False
 
     @cached_property
-    def statistics(self) -> tuple[Array, Array, Array, NDArray[np.int64]]:
+    def statistics(self) -> Estimates:
         """Mean, low and high end of the 95 % interval, and number of samples of each column."""
         return bootstrap(self.values, self.settings.get("seed", 0))
 
@@ -75,12 +75,17 @@ class Profile:
         if not columns:
             raise unknown("curve", f"{position}:{measure}", [f"{at}:{name}" for at, name in self.measured])
         columns.sort(key=lambda i: self.keys[i].layer)
-        mean, low, high, count = (part[columns] for part in self.statistics)
-        return Curve([self.keys[i].layer for i in columns], mean, low, high, count)
+        found, layers = self.statistics, [self.keys[i].layer for i in columns]
+        return Curve(layers, found.mean[columns], found.low[columns], found.high[columns], found.samples[columns])
 
     def has(self, measure: str, position: str = "stream") -> bool:
         """Whether there is such a curve."""
         return (position, measure) in self.measured
+
+    def told(self, notes: Sequence[str], baseline: bool, **settings: Any) -> "Profile":
+        """The same profile with more said about how it was made."""
+        merged = {**settings, **self.settings}
+        return replace(self, notes=(*notes, *self.notes), baseline=baseline, settings=merged)
 
     def summary(self) -> dict[str, Any]:
         """Similarity at the last layer with its interval, where it passes 0.5 and 0.9, and its slope over depth."""
@@ -158,7 +163,8 @@ class Comparison:
         folder = Path(folder)
         paths = [folder / "samples.npz", folder / "profile.csv", folder / "profile.json"]
         with atomic_write(paths[0]) as temporary, temporary.open("wb") as binary:
-            np.savez_compressed(binary, **{f"profile_{i}": p.values for i, p in enumerate(self.profiles)})
+            arrays: dict[str, Any] = {f"profile_{i}": p.values for i, p in enumerate(self.profiles)}
+            np.savez_compressed(binary, **arrays)
         with atomic_write(paths[1]) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
@@ -197,7 +203,7 @@ def _as_dict(profile: Profile) -> dict[str, Any]:
         curve = profile.curve(measure, position)
         numbers = {name: _plain(getattr(curve, name)) for name in ("mean", "low", "high")}
         curves.append(
-            {"position": position, "measure": measure, "layers": curve.layers, **numbers, "n": curve.count.tolist()}
+            {"position": position, "measure": measure, "layers": curve.layers, **numbers, "n": curve.samples.tolist()}
         )
     return {
         "label": profile.label,

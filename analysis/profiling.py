@@ -10,16 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from torch import distributed, nn
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from bamboo.errors import InputError
 
 from .architectures import find_stack
 from .captures import capture
-from .definitions import DEFAULT, DEFINITIONS, choose
+from .definitions import DEFAULT, choose
 from .feeding import Batch, Feeder, Tokens, encoder_of, evaluating, precision_context, read_batch, reads_text
 from .profiles import Profile
-from .recorder import BRANCHES, Key, Recorder
+from .recorder import BRANCHES, MAPS, Key, Recorder
 
 PACKAGES = ("bamboo-mae", "torch", "torchvision", "timm", "transformers", "numpy")
 
@@ -68,8 +68,7 @@ def profile(
     kind, model, chosen = type(model).__name__, encoder_of(model), choose(measures)
     stack, device = find_stack(model, blocks), next(model.parameters()).device
     feeder, recorder = Feeder(model, tokens, mask_ratio, seed, prefix), Recorder(chosen, stack)
-    branches = any(name in chosen for name in BRANCHES)
-    attention = any(DEFINITIONS[name].group == "attention" for name in chosen)
+    branches, attention = (any(name in chosen for name in names) for names in (BRANCHES, MAPS))
     fingerprints: list[int] = []
     skipped: list[str] = []
     with evaluating(model), capture(model, recorder, stack.path, branches, attention):
@@ -136,11 +135,11 @@ def _undefined(values: NDArray[np.float32], keys: Sequence[Key]) -> Iterator[str
     same: dict[tuple[str, tuple[tuple[int, int], ...]], list[str]] = defaultdict(list)
     for (position, measure), where in layers.items():
         same[position, tuple(where)].append(measure)
-    for (position, where), names in same.items():
-        at, most = [layer for layer, _ in where], max(count for _, count in where)
+    for (position, places), names in same.items():
+        at, most = [layer for layer, _ in places], max(count for _, count in places)
         yield (
-            f"not finite for up to {most} of {len(values)} samples, which are left out, at {position}, layers {at[0]} to "
-            f"{at[-1]}: {', '.join(names)}"
+            f"not finite for up to {most} of {len(values)} samples, which are left out: {', '.join(names)} "
+            f"at {position}, layers {at[0]} to {at[-1]}"
         )
 
 

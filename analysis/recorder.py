@@ -198,3 +198,4 @@ PLAIN = {
 }
 BOUNDS = ("attention_bound", "attention_gain", "residual_bound", "residual_gain")
 BRANCHES = ("update_ratio", "residual_bound", "residual_gain")
+MAPS = ("attention_entropy", "second_singular_value", "smoothing_rate", *BOUNDS)

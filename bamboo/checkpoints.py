@@ -11,14 +11,13 @@ import torch
 from bamboo.errors import InputError, unknown
 from bamboo.files import atomic_write, read_file, write_weights
 from bamboo.key_maps import to_huggingface, to_reference
-from bamboo.loading import Report, build_from, load_encoder, load_mae
+from bamboo.loading import Report, build_from, load_encoder, load_mae, pixel_scale, scale_of
 from bamboo.shapes import SHAPES, Patches, default_patch_size, find_shape
 from bamboo.sources import DEFAULTS, Weights, open_source
 from bamboo.vision.mae import MaskedAutoencoder
-from bamboo.vision.pixels import PixelScale
 from bamboo.vision.timm_models import timm_name
 
-__all__ = ["Report", "export", "load_encoder", "load_mae", "read_file", "timm_call"]
+__all__ = ["Report", "export", "load_encoder", "load_mae", "pixel_scale", "read_file", "timm_call"]
 
 
 def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], out: str | Path) -> list[Path]:
@@ -69,7 +68,7 @@ def _arguments(weights: Weights) -> dict[str, Any]:
     """All arguments of `build_mae` as plain data, and what else the source says."""
     arguments = {**DEFAULTS, **weights.arguments}
     shapes = {key: asdict(find_shape(arguments[key])) for key in ("shape", "decoder_shape")}
-    return {**arguments, **shapes, **weights.extra, "layer_norm_eps": weights.eps}
+    return {**arguments, **shapes, **weights.extra, "layer_norm_eps": weights.eps or 1e-6}
 
 
 def _timm(weights: Weights, out: Path) -> list[Path]:
@@ -91,7 +90,7 @@ def _reference(weights: Weights, out: Path) -> list[Path]:
 def _huggingface(weights: Weights, out: Path) -> list[Path]:
     mae, arguments = _mae_of_he(weights, "hf"), _arguments(weights)
     path = write_weights(out / "model.safetensors", to_huggingface(mae.state_dict()), arguments)
-    scale = PixelScale(arguments["in_chans"], arguments.get("mean"), arguments.get("std"))
+    scale = scale_of(weights)
     side = int(mae.encoder.patch_embed.img_size[0])
     processor = {
         "image_processor_type": "ViTImageProcessor",

@@ -1,10 +1,16 @@
 """The `bamboo` command: Lightning's verbs for training, and one typed function for each of the others."""
 
+import re
 import sys
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from inspect import signature
+from typing import TYPE_CHECKING, get_args
 
 from bamboo.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 TRAINING = {
     "fit": "train by a configuration: bamboo fit --config configs/pretrain/quickstart.yaml",
@@ -57,18 +63,41 @@ def _run(args: list[str]) -> None:
         raise unknown("command", verb, [*TRAINING, *COMMANDS])
 
 
-def _call(verb: str, args: list[str]) -> Any:
-    from jsonargparse import ArgumentError, ArgumentParser
+def _call(verb: str, args: list[str]) -> None:
+    from jsonargparse import ArgumentError
+
+    from bamboo.parse_errors import one_line
 
     module, name = COMMANDS[verb][0].split(":")
     function = getattr(import_module(module), name)
-    parser = ArgumentParser(prog=f"bamboo {verb}", description=COMMANDS[verb][1], exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=True)
+    parser = _parser(verb, function)
+    if {"-h", "--help"} & set(args):
+        print(re.sub(r"--[a-z_]+", lambda option: option[0].replace("_", "-"), parser.format_help()))
+        return
     try:
-        parsed = parser.parse_args(args)
+        parsed = parser.parse_args([_underscored(word) for word in args])
     except ArgumentError as error:
-        raise InputError(f"{error} (see bamboo {verb} --help)") from error
-    return function(**parser.instantiate_classes(parsed).as_dict())
+        raise InputError(f"{one_line(str(error), (), parser.get_defaults().keys())} (bamboo {verb} --help)") from error
+    function(**parser.instantiate_classes(parsed).as_dict())
 
-if __name__ == "__main__":
-    sys.exit(main())
+
+def _parser(verb: str, function: Callable[..., None]) -> "ArgumentParser":
+    """Parameters before the `*` of a signature are positional, a list among them takes one or more; the rest options."""
+    from docstring_parser import parse
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"bamboo {verb}", description=COMMANDS[verb][1], exit_on_error=False)
+    described = {entry.arg_name: entry.description for entry in parse(function.__doc__ or "").params}
+    positional = [p for p in signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    for parameter in positional:
+        many = get_args(parameter.annotation)
+        kind = {"type": many[0], "nargs": "+"} if many else {"type": parameter.annotation}
+        parser.add_argument(parameter.name, help=described[parameter.name], **kind)
+    parser.add_function_arguments(function, skip={parameter.name for parameter in positional})
+    return parser
+
+
+def _underscored(word: str) -> str:
+    """`--head-dim` as the parameter `head_dim` that it stands for; either is fine."""
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word

@@ -40,12 +40,19 @@ def compose_arguments(args: list[str]) -> list[str]:
     if not files:
         return args
     config = OmegaConf.merge(*(compose(Path(file).expanduser()) for file in files))
-    overrides = [f"{key}={value}" for key, value in _overrides(rest) if OmegaConf.select(config, key) is not None]
+    overrides = [f"{key}={value}" for key, value in _overrides(rest) if _is_configured(config, key)]
     try:
         text = OmegaConf.to_yaml(OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)), resolve=True)
     except OmegaConfBaseException as error:
         raise InputError(f"cannot resolve the configuration: {' '.join(str(error).split())}") from error
     return [*rest[:1], "--config", text, *rest[1:]]
+
+
+def _is_configured(config: DictConfig, key: str) -> bool:
+    try:
+        return OmegaConf.select(config, key) is not None
+    except OmegaConfBaseException:  # it leads into a list, or to what cannot be resolved yet
+        return False
 
 
 def _split_off_configs(args: list[str]) -> tuple[list[str], list[str]]:

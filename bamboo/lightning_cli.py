@@ -1,6 +1,7 @@
 """`bamboo fit|validate|test|predict`: LightningCLI over composed configurations, with one line per mistake."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from bamboo.compose import compose_arguments
 from bamboo.errors import InputError
 from bamboo.parse_errors import one_line
+from bamboo.saving import Checkpoints
 
 
 class BambooCLI(LightningCLI):
@@ -21,16 +23,31 @@ class BambooCLI(LightningCLI):
         """Lightning's parser, raising where it would print its usage and exit."""
         return super().init_parser(exit_on_error=False, **kwargs)
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """A section `checkpoint` beside `trainer`, for a callback in a list cannot be changed from the command line."""
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.set_defaults({"checkpoint.filename": "{step}", "checkpoint.save_last": True})
+
     def before_instantiate_classes(self) -> None:
-        """Let a resumed run go on in the folder of the run that it resumes."""
+        """Settle what Lightning would leave to the person who types."""
         config = self.config[self.subcommand]
+        if config.trainer.enable_progress_bar is False:  # a configured bar would be an error then
+            config.trainer.callbacks = [c for c in config.trainer.callbacks if "ProgressBar" not in c.class_path]
+        if config.get("ckpt_path") == "last":
+            self._continue_newest_run(config)
+
+    def _continue_newest_run(self, config: Namespace) -> None:
+        """Resolve `--ckpt_path last`, and let a resumed run go on in the folder of the run that it resumes."""
         logger = config.trainer.logger
-        if config.get("ckpt_path") == "last" and isinstance(logger, Namespace):
-            runs = Path(logger.init_args.save_dir) / logger.init_args.name
-            newest = max(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
-            if newest is None:
-                raise InputError(f"no run to continue: there is no checkpoint last.ckpt below {runs}")
-            config.ckpt_path = str(newest)
+        if not isinstance(logger, Namespace):
+            raise InputError("--ckpt_path last needs the logger of the run: give the path of a checkpoint instead")
+        runs = Path(logger.init_args.save_dir) / logger.init_args.name
+        found = runs.glob("version_*/checkpoints/last.ckpt")
+        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise InputError(f"no run to continue: there is no checkpoint last.ckpt below {runs}")
+        config.ckpt_path = str(newest)
+        if self.subcommand == "fit":
             logger.init_args.version = newest.parent.parent.name
 
     def after_fit(self) -> None:
@@ -56,6 +73,8 @@ def run(args: list[str]) -> None:
     """Run one of Lightning's verbs. Raises `InputError` for what a person got wrong."""
     args = compose_arguments(args)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # devices, tips for products
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # the words that it got are the composed ones
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     try:
         BambooCLI(
             LightningModule,

@@ -17,6 +17,7 @@ from bamboo.shapes import Patches, find_shape
 from bamboo.sources import DEFAULTS, Weights, image_side, open_source
 from bamboo.vision.encoder import build_encoder
 from bamboo.vision.mae import MaskedAutoencoder, build_mae
+from bamboo.vision.pixels import PixelScale
 
 ImageSize = int | tuple[int, int]
 
@@ -88,7 +89,7 @@ def load_encoder(
         encoder.pos_embed.requires_grad_(not torch.allclose(encoder.pos_embed, table, atol=1e-4))
     if image_size:
         notes += _resize(encoder, image_size)
-    used |= {"fc_norm.weight", "fc_norm.bias"} if any("fc_norm" in note for note in notes) else set()
+    used |= {"fc_norm.weight", "fc_norm.bias"} - own.keys()  # taken out of them, if they became the final norm
     unused = {key: _reason(name) for key, name in weights.names.items() if name.removeprefix("encoder.") not in used}
     return encoder.eval(), Report(weights.source, weights.kind, len(encoder.state_dict()), tuple(notes), unused)
 
@@ -104,6 +105,22 @@ def load_mae(path: str | Path) -> MaskedAutoencoder:
     return build_from(open_source(path))
 
 
+def pixel_scale(source: str | Path) -> PixelScale:
+    """How the images of a model are standardised: by what its source says, else by `PixelScale`'s defaults.
+
+    Raises:
+        InputError: where the source cannot be read.
+    """
+    return scale_of(open_source(source))
+
+
+def scale_of(weights: Weights) -> PixelScale:
+    """How the images of the model that weights belong to are standardised."""
+    projection = weights.ours.get("encoder.patch_embed.proj.weight")
+    in_chans = weights.arguments.get("in_chans", 3) if projection is None else projection.shape[1]
+    return PixelScale(in_chans, weights.extra.get("mean"), weights.extra.get("std"))
+
+
 def build_from(weights: Weights) -> MaskedAutoencoder:
     """The masked autoencoder that weights belong to, in evaluation mode. Raises `InputError` as `load_mae` does."""
     if "decoder.embed.weight" not in weights.ours or not weights.options.get("qkv_bias", True):
@@ -112,7 +129,7 @@ def build_from(weights: Weights) -> MaskedAutoencoder:
         mae = build_mae(**{key: value for key, value in weights.arguments.items() if key in DEFAULTS})
     except TypeError as error:
         raise InputError(f"{weights.source} holds arguments that build no model: {error}") from error
-    ours, positions = dict(weights.ours), weights.ours["decoder.pos_embed"]
+    ours, positions = dict(weights.ours), weights.ours.get("decoder.pos_embed", mae.decoder.pos_embed[:, :0])
     if positions.shape[1] == mae.decoder.pos_embed.shape[1] + 1:  # others give the class token a row, and it is zero
         if positions[:, 0].any():
             raise InputError(f"{weights.source}: row 0 of decoder_pos_embed is not zero, which bamboo's decoder lacks")
@@ -138,7 +155,7 @@ def fill(model: nn.Module, own: dict[str, Tensor], weights: Weights) -> set[str]
             )
     model.load_state_dict({key: own[key] for key in wanted})
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
+        if weights.eps and isinstance(module, nn.LayerNorm):
             module.eps = weights.eps
     return set(wanted)
 
@@ -174,8 +191,8 @@ def _timm_encoder(weights: Weights, own: dict[str, Tensor], image_size: ImageSiz
         encoder = timm.create_model(weights.timm_name, num_classes=0, **options)
     except TypeError as error:
         raise InputError(f"timm:{weights.timm_name} is not a plain ViT: {error}") from error
-    if not isinstance(encoder, VisionTransformer):
-        raise InputError(f"timm:{weights.timm_name} is a {type(encoder).__name__}, not a plain ViT")
+    if not isinstance(encoder, VisionTransformer) or encoder.pos_embed is None:
+        raise InputError(f"timm:{weights.timm_name} is a {type(encoder).__name__}, not a plain ViT with positions")
     _check_extra(own, encoder.state_dict(), weights)
     more = own["pos_embed"].shape[1] - encoder.pos_embed.shape[1]
     if more:

@@ -13,13 +13,19 @@ NOISE = re.compile(
 )
 
 
-def one_line(message: str, args: Iterable[str]) -> str:
-    """The gist of a message about a command line; near names of a misspelt key are sought in the classes it names."""
+def one_line(message: str, args: Iterable[str], known: Iterable[str] = ()) -> str:
+    """The gist of a message about a command line, with near names of a misspelt option.
+
+    Args:
+        message: what jsonargparse says.
+        args: the command line, whose classes are asked for their options.
+        known: further options.
+    """
     key = _key(re.findall(r'Parser key "([\w.]+)"', message))
     misspelt = MISSPELT.search(message)
     if misspelt:
         where, name = key or "the command line", misspelt[1]
-        names = {name.split(".")[-1] for path in _class_paths(args) for name in _parameters(path)}
+        names = {*known} | {name.split(".")[-1] for path in _class_paths(args) for name in _parameters(path)}
         near = get_close_matches(name.split(".")[-1], names, n=1, cutoff=0.7)
         hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"{where} has no option {name!r}{hint}"

@@ -38,9 +38,9 @@ class Weights:
         names: our name of every key of the file.
         arguments: of `build_mae`, as far as the source tells.
         options: further arguments of the encoder.
-        extra: other things that a Bamboo checkpoint says, such as the mean and deviation of its pixels.
+        extra: the mean and deviation of its pixels, where the source says them.
         timm_name: timm's name of the encoder, where the source gives one.
-        eps: of every LayerNorm.
+        eps: of every LayerNorm, if the source says.
         notes: what was taken for granted.
     """
 
@@ -52,7 +52,7 @@ class Weights:
     options: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     timm_name: str = ""
-    eps: float = 1e-6
+    eps: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -86,7 +86,7 @@ def _file(source: str, path: Path, image_size: int | tuple[int, int] | None) -> 
         arguments = {key: told.get(key, default) for key, default in DEFAULTS.items()}
         extra = {key: told[key] for key in ("mean", "std") if told.get(key)}
         kind = "a Bamboo checkpoint" if "state_dict" in content else "weights that Bamboo exported"
-        return Weights(source, kind, ours, names, arguments, extra=extra, eps=told.get("layer_norm_eps", 1e-6))
+        return Weights(source, kind, ours, names, arguments, extra=extra, eps=told.get("layer_norm_eps"))
     arguments, notes = sizes(source, ours, image_size)
     kind = "a reference MAE file" if "decoder.embed.weight" in ours else "a file of timm's layout"
     return Weights(source, kind, ours, names, arguments, notes=notes + _stripped(tensors))
@@ -211,23 +211,36 @@ def _huggingface(source: str, folder: Path, tensors: dict[str, Tensor] | None = 
     ours, names = from_huggingface(tensors)
     kind = "a Hugging Face ViTMAE" if config["model_type"] == "vit_mae" else "a Hugging Face ViT"
     arguments, options = _arguments(config), {"qkv_bias": config.get("qkv_bias", True)}
-    return Weights(source, kind, ours, names, arguments, options, eps=config.get("layer_norm_eps", 1e-12))
+    eps, extra = config.get("layer_norm_eps", 1e-12), _pixels(folder)
+    return Weights(source, kind, ours, names, arguments, options, extra, eps=eps)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): copy or download it again") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _pixels(folder: Path) -> dict[str, Any]:
+    """The mean and deviation of pixels, where the folder says them."""
+    path = folder / "preprocessor_config.json"
+    told = _json(path) if path.is_file() else {}
+    return {key: told[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in told}
 
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} is no Hugging Face model: it holds no config.json") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): copy or download it again") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not path.is_file():
+        raise InputError(f"{folder} is no Hugging Face model: it holds no config.json")
+    config = _json(path)
+    kind = config.get("model_type")
     if kind not in ("vit", "vit_mae"):
         raise unknown(f"model_type in {path}", str(kind), ("vit", "vit_mae"))
     if config.get("hidden_act", "gelu") != "gelu":
         raise InputError(f"{path}: hidden_act {config['hidden_act']!r} is not supported, only 'gelu'")
-    return {str(key): value for key, value in config.items()}
+    return config
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:

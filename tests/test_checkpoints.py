@@ -14,12 +14,13 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel
 
-from bamboo.checkpoints import export, load_encoder, load_mae, read_file, timm_call
+from bamboo.checkpoints import export, load_encoder, load_mae, pixel_scale, read_file, timm_call
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 from bamboo.loading import Report
 from bamboo.sources import ratio
 from bamboo.vision.mae import MaskedAutoencoder, build_mae
+from bamboo.vision.pixels import IMAGENET_MEAN
 
 SQUARE = {
     "shape": {"depth": 3, "width": 48, "heads": 4, "mlp_ratio": 4.0},
@@ -141,12 +142,15 @@ def test_timm_name_with_a_file_of_another_size_and_a_head(tmp_path: Path) -> Non
     assert any("model." in note for note in report.notes)
 
 
-def test_timm_encoders_beyond_a_plain_vit_load_by_name(tmp_path: Path) -> None:
-    name, file = "vit_little_patch16_reg1_gap_256", tmp_path / "weights.safetensors"  # registers, layer scale, no class
+# Registers and layer scale without a class token; a norm before the blocks and another epsilon.
+@pytest.mark.parametrize("name", ["vit_little_patch16_reg1_gap_256", "vit_xsmall_patch16_clip_224"])
+def test_timm_encoders_beyond_a_plain_vit_load_by_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "weights.safetensors"
     model = randomised(timm.create_model(name, img_size=64))
     save_file(model.state_dict(), file)
     encoder, _ = load_encoder(f"timm:{name}@{file}")
     x = torch.randn(1, 3, 64, 64)
+    assert encoder.norm.eps == model.blocks[0].norm1.eps
     assert torch.allclose(encoder.forward_features(x), model.fc_norm(model.forward_features(x)), atol=1e-5)
     assert "timm:NAME@FILE" in message(file)
 
@@ -177,6 +181,11 @@ def test_hugging_face_export_says_how_pixels_are_standardised(tmp_path: Path) ->
     told = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert (told["image_mean"], told["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert told["size"] == {"height": 32, "width": 32}
+    for source in (path, tmp_path):
+        assert torch.allclose(pixel_scale(source).mean.flatten() / 255, torch.tensor([0.1, 0.2, 0.3]))
+        assert torch.allclose(pixel_scale(source).std.flatten() / 255, torch.tensor([0.4, 0.5, 0.6]))
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert torch.allclose(pixel_scale(tmp_path).mean.flatten() / 255, torch.tensor(IMAGENET_MEAN))
 
 
 def test_export_uses_the_names_of_the_public_hugging_face_checkpoint(tmp_path: Path) -> None:
@@ -460,6 +469,21 @@ def test_unknown_sources_and_absent_networks_get_one_clear_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert expected in message(source)
+
+
+def test_weights_of_the_hub_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, hub = timm.create_model, randomised(timm.create_model("vit_tiny_patch16_224"))
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained=False, **k: hub if pretrained else create(name, **k)
+    )
+    encoder, report = load_encoder("timm:vit_tiny_patch16_224.augreg_in21k", image_size=64)
+    assert torch.equal(encoder.blocks[3].mlp.fc1.weight, hub.blocks[3].mlp.fc1.weight)
+    assert encoder.patch_embed.grid_size == (4, 4)
+    assert set(report.unused) == {"head.weight", "head.bias"}
+    path, mae = bamboo_checkpoint(tmp_path / "last.ckpt", SQUARE)
+    export(path, "hf", tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    assert_same(load_encoder("hf:owner/name")[0], mae.encoder)
 
 
 def test_model_that_is_no_vit_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The image data modules: digits that need no download, folders of images, and torchvision's own data sets."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,6 +21,8 @@ from bamboo.seeds import derive_seed
 from bamboo.vision.folders import Sources, folder_sources
 from bamboo.vision.images import MODES, Arrays, EvalImages, Source, TrainImages, collate
 from bamboo.vision.sampling import EvalSampler, Loader, TrainSampler
+
+log = logging.getLogger(__name__)
 
 
 class ImageData(LightningDataModule):
@@ -54,6 +57,7 @@ class ImageData(LightningDataModule):
         self.size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.in_chans, self.batch_size, self.num_workers, self.repeat = in_chans, batch_size, num_workers, repeat
         self.crop_scale, self.flip, self.seed = crop_scale, flip, seed
+        self.skipped: set[str] = set()
         self._train_loader: Loader | None = None
         self._restored: Mapping[str, int] = {}
         if in_chans not in MODES:
@@ -112,6 +116,14 @@ class ImageData(LightningDataModule):
         """
         train, val = (EvalImages(_spread(source, limit), self.size) for source in self.sources)
         return DataLoader(train, self.batch_size, **self._how), DataLoader(val, self.batch_size, **self._how)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Name every image that could not be read, once."""
+        for path in batch["skipped"]:
+            if path not in self.skipped:
+                self.skipped.add(path)
+                log.warning("skipped an image that cannot be read, the %d. so far: %s", len(self.skipped), path)
+        return batch
 
     # Lightning restores the loader's own state too late when something has asked for the number of steps before.
     def state_dict(self) -> dict[str, int]:

@@ -76,6 +76,8 @@ def check_maskable(encoder: nn.Module) -> VisionTransformer:
         raise InputError("masking needs absolute position embeddings, and this encoder has none")
     if encoder.dynamic_img_size or not isinstance(encoder.patch_embed.norm, nn.Identity):
         raise InputError("masking needs a plain patch embedding: no dynamic_img_size, no norm")
+    if len(set(encoder.patch_embed.patch_size)) > 1:
+        raise InputError(f"masking needs square patches, got {encoder.patch_embed.patch_size}")
     return encoder
 
 

@@ -38,7 +38,7 @@ TORCHVISION_MODES = {1: "GRAY", 3: "RGB"}
 BICUBIC = InterpolationMode.BICUBIC
 
 
-class Unreadable(Exception):
+class Unreadable(InputError):
     """A file that holds no image that can be decoded."""
 
 
@@ -65,7 +65,7 @@ def _read_with_pillow(path: str | Path, in_chans: int) -> Tensor:
                 picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
             pixels = np.array(picture.convert(MODES[in_chans]))
     except Exception as error:  # a broken file leads Pillow's decoders to exceptions of every kind
-        raise Unreadable(str(path)) from error
+        raise Unreadable(f"{path} is missing or holds no image that can be read") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], in_chans)).permute(2, 0, 1)
 
 

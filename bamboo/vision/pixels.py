@@ -45,7 +45,8 @@ class PixelScale(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Standardise byte images (B, C, H, W); floats are taken to be standardised already and pass unchanged."""
-        return images if images.is_floating_point() else (images - self.mean) / self.std
+        # In place: on a CPU the copies would cost as much as decoding the images did.
+        return images if images.is_floating_point() else images.float().sub_(self.mean).div_(self.std)
 
     def to_bytes(self, images: Tensor) -> Tensor:
         """Standardised floats (B, C, H, W) back to bytes, clipped to what a picture can show."""

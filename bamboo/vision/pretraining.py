@@ -59,13 +59,16 @@ class MAEPretraining(TrainingModule):
         """Loss of a batch of byte images (B, C, H, W) under the masks of this step."""
         images = self.pixels(self._checked(batch["image"]))
         noise = self.noise(len(images), stage, self.current_epoch if stage == "train" else 0, batch_idx)
-        return self.mae(images, noise).loss, {}
+        skipped = {"skipped_images": torch.tensor(float(len(batch["skipped"])))} if batch.get("skipped") else {}
+        return self.mae(images, noise).loss, skipped
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Reconstruction loss under masks that are the same in every epoch; every sample counts once."""
+        count = len(batch["image"])
         loss, _ = self.compute(batch, batch_idx, "val")
-        self.val_loss.update(loss, weight=len(batch["image"]))
-        self.val_samples.update(len(batch["image"]))
+        if count:  # none where every image of the batch is unreadable
+            self.val_loss.update(loss, weight=count)
+        self.val_samples.update(count)
         self.log("val/loss", self.val_loss, prog_bar=True)
         self.log("val/samples", self.val_samples)
 
@@ -85,9 +88,8 @@ class MAEPretraining(TrainingModule):
         with torch.device("meta"):
             model = build_mae(**self.mae_args)
             patch_embed = model.encoder.patch_embed
-            images, noise = torch.empty(1, model.encoder.in_chans, *patch_embed.img_size), torch.empty(
-                1, patch_embed.num_patches
-            )
+            images = torch.empty(1, model.encoder.in_chans, *patch_embed.img_size)
+            noise = torch.empty(1, patch_embed.num_patches)
             return int(measure_flops(model, lambda: model(images, noise).loss, lambda loss: loss))
 
     def _checked(self, images: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ def test_states_come_in_order_of_depth(kind: str):
     assert [s.layer for s in seen if s.position == "stream"] == list(range(DEPTH + 1))
     for position in ("attention", "mlp", "maps"):
         assert [s.layer for s in seen if s.position == position] == list(range(1, DEPTH + 1))
-    assert [s.layer for s in seen if s.position == "norm"] == ([] if kind in ("BERT", "RoBERTa", "timm EVA") else [DEPTH])
+    assert [s.layer for s in seen if s.position == "norm"] == (
+        [] if kind in ("BERT", "RoBERTa", "timm EVA") else [DEPTH]
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in VISION if kind.startswith("timm")])
@@ -125,7 +127,7 @@ def test_attention_maps_equal_those_of_the_explicit_path(kind: str):
         expected = list(model(**given, output_attentions=True).attentions)
     read = sentences()["attention_mask"].bool() if kind in TEXT else slice(None)
     for state, reference in zip(seen, expected, strict=True):
-        torch.testing.assert_close(state.attention.probabilities.mT[read].mT, reference)
+        torch.testing.assert_close(state.attention.probabilities.transpose(1, 2)[read], reference.transpose(1, 2)[read])
 
 
 def test_attention_maps_of_torchvision_equal_those_it_averages():

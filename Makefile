@@ -1,0 +1,26 @@
+PYTHON ?= python3
+VENV := .venv
+BAMBOO := $(VENV)/bin/bamboo
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(VENV)/installed  ## pretrain a small deep-narrow masked autoencoder on digits: minutes on two cores
+	$(BAMBOO) fit --config configs/pretrain/quickstart.yaml
+
+test: $(VENV)/installed  ## style, types, and every test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest
+
+bench: $(VENV)/installed  ## ratios against named peers, measured in one run
+	$(VENV)/bin/python -m tests.benchmarks
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

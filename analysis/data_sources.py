@@ -1,0 +1,145 @@
+"""The data that a person can name on the command line, as batches for a model."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from bamboo.errors import InputError, unknown
+
+from .model_sources import Opened
+
+Kind = Literal["images", "texts"]
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+TEXTS = {".txt", ".text", ".md", ".rst"}
+CHARACTERS = 8  # per token, at most: enough text to fill a sequence of nearly any language
+
+
+def open_data(
+    data: str, opened: Opened, samples: int, batch_size: int = 32, max_length: int = 128, num_workers: int = 0
+) -> Iterable[Any]:
+    """Batches of `data` that fit a model: at most `samples`, evenly spread over all there are.
+
+    For images: `digits`, or a folder; of `train/` and `val/` (as in ImageNet) the validation images are read, of any
+    other folder all. For texts: a text file, or a folder of them.
+
+    Args:
+        data: what a person typed.
+        opened: the model.
+        samples: number of images, or of pieces of text.
+        batch_size: samples at a time.
+        max_length: tokens of a piece of text.
+        num_workers: processes that read images.
+
+    Raises:
+        InputError: where there is no such data, or it is not of the kind that the model reads.
+    """
+    check_data(data)
+    wanted: Kind = "images" if opened.size else "texts"
+    if not _holds(data, wanted):
+        raise InputError(f"{opened.label} reads {wanted}, and {data} holds none")
+    if opened.size:
+        return _images(data, opened, samples, batch_size, num_workers)
+    return _texts(data, opened, samples, batch_size, max_length)
+
+
+def check_data(data: str) -> None:
+    """Raises `InputError` where there are no data of this name, or neither images nor texts in them."""
+    if data == "digits":
+        return
+    if not Path(data).expanduser().exists():
+        raise unknown("data", data, ["digits"]) if "/" not in data else InputError(f"{data} is missing: give a folder")
+    if not _holds(data, "images") and not _holds(data, "texts"):
+        endings = ", ".join(sorted(IMAGES | TEXTS))
+        raise InputError(f"{data} holds neither images nor texts: files ending in {endings} are read")
+
+
+def _holds(data: str, kind: Kind) -> bool:
+    """Whether there is an image, or a text: a single file that is no image is taken for one, whatever its ending."""
+    path = Path(data).expanduser()
+    if data == "digits":
+        return kind == "images"
+    if path.is_file() and kind == "texts":
+        return path.suffix.lower() not in IMAGES
+    return any(file.suffix.lower() in (IMAGES if kind == "images" else TEXTS) for file in _files(path))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file itself, or all in a folder and below it, by name."""
+    if path.is_file():
+        yield path
+        return
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        yield from (Path(folder) / name for name in sorted(names))
+
+
+def _images(data: str, opened: Opened, samples: int, batch_size: int, num_workers: int) -> Iterable[Any]:
+    from bamboo.vision.data import Digits, ImageData, ImageFolder
+
+    assert opened.size is not None
+    options: dict[str, Any] = {"image_size": opened.size, "in_chans": opened.in_chans, "batch_size": batch_size}
+    module: ImageData
+    if data == "digits":
+        module = Digits(**options, num_workers=num_workers)
+    else:
+        module = ImageFolder(data, **options, num_workers=num_workers)
+    train, held_out = module.probe_loaders(limit=samples)
+    split = data == "digits" or (Path(data).expanduser() / "train").is_dir()
+    return held_out if split else chain(held_out, train)
+
+
+def _texts(data: str, opened: Opened, samples: int, batch_size: int, max_length: int) -> Iterator[Mapping[str, Tensor]]:
+    tokenizer, limit = _tokenizer(opened), _longest(opened)
+    if not 2 < max_length <= limit:
+        raise InputError(f"max_length must lie between 3 and the {limit} tokens of {opened.label}, got {max_length}")
+    pieces = iter(_pieces(Path(data).expanduser(), samples, CHARACTERS * max_length))
+    while batch := list(islice(pieces, batch_size)):
+        yield tokenizer(
+            batch,
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+
+
+def _tokenizer(opened: Opened) -> Any:
+    from transformers import AutoTokenizer
+
+    name = opened.source.removeprefix("hf:").removesuffix("@random")
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{opened.source} has no tokenizer that can be loaded: {reason}") from error
+
+
+def _longest(opened: Opened) -> int:
+    config: Any = opened.model.config
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # where RoBERTa's positions start
+    return int(config.max_position_embeddings) - offset
+
+
+def _pieces(path: Path, count: int, size: int) -> Sequence[str]:
+    """Up to `count` pieces of text of about `size` characters, evenly spread, each from the start of a word."""
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in _files(path) if _is_text(file, path)]
+    text = "\n".join(texts)
+    if not text.strip():
+        raise InputError(f"{path} holds no text")
+    available = max(len(text) // size, 1)
+    starts = np.arange(min(count, available)) * available // min(count, available) * size
+    return [_from_word(text[start : start + size], start > 0) for start in starts.tolist()]
+
+
+def _is_text(file: Path, path: Path) -> bool:
+    return file == path or file.suffix.lower() in TEXTS
+
+
+def _from_word(piece: str, inside: bool) -> str:
+    return piece.split(" ", 1)[-1] if inside else piece

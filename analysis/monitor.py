@@ -1,0 +1,140 @@
+"""Log how alike tokens are, layer by layer, while a model trains."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib import colormaps
+from torch import Tensor, nn
+
+from bamboo.errors import InputError
+
+from .architectures import Prefix, Stack, find_prefix, find_stack
+from .captures import State, capture
+from .measures import token_similarity
+
+ENCODERS = ("mae.encoder", "encoder", "model", "backbone", "network")
+PIXELS = 8  # of the picture, per layer and point in time
+TIMES = 200  # in the picture, at most
+
+
+class SimilarityMonitor(Callback):
+    """Logs the token similarity of the residual stream every so many optimizer steps.
+
+    It looks at the ordinary forward pass of that step, so it costs one more pass over each state in one step of
+    `every_n_steps`; the host waits for the device at these steps alone, and neither gradients nor the random stream are
+    touched. Class token, registers, padding and (where the batch names them) special tokens do not count. Under masked
+    pretraining it sees the visible patches. Logged are `similarity/layer_<i>` for the chosen layers and the mean over
+    all processes, and for TensorBoard `similarity/layers_by_time`, a picture with layers upwards, time to the right and
+    similarity from 0 (dark) to 1 (bright).
+
+    Args:
+        every_n_steps: optimizer steps between two looks.
+        layers: layers to draw curves of, 0 the embedding, negative from the end; by default five, evenly spaced.
+        blocks: path of the list of blocks in the module, where it cannot be found.
+
+    Raises:
+        InputError: at the start of training, where there is no list of blocks to look at.
+    """
+
+    def __init__(self, every_n_steps: int = 500, layers: Sequence[int] | None = None, blocks: str | None = None):
+        if every_n_steps < 1:
+            raise InputError(f"every_n_steps must be positive, got {every_n_steps}")
+        self.every_n_steps, self.layers, self.blocks = every_n_steps, layers, blocks
+        self.history: list[list[float]] = []
+        self._looking = ExitStack()
+        self._last_step = -1
+        self._seen: dict[int, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the blocks."""
+        self.module = find_encoder(pl_module) if self.blocks is None else pl_module
+        self.stack: Stack = find_stack(self.module, self.blocks)
+        self.prefix: Prefix = find_prefix(self.module)
+        depth = len(self.stack.blocks)
+        chosen = self.layers or np.linspace(0, depth, 5).round().astype(int).tolist()
+        wrong = [layer for layer in chosen if not -depth - 1 <= layer <= depth]
+        if wrong:
+            raise InputError(f"layer {wrong[0]} of SimilarityMonitor does not exist: there are {depth} blocks")
+        self.chosen = sorted({layer % (depth + 1) for layer in chosen})
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start to look, if this step is due; of accumulated batches the first is looked at."""
+        if trainer.global_step % self.every_n_steps or trainer.global_step == self._last_step:
+            return
+        self._last_step, self._seen = trainer.global_step, {}
+        counted = _counted(batch)
+
+        def reducer(state: State) -> None:
+            if state.position == "stream" and state.layer not in self._seen:  # the first pass of the step
+                self._seen[state.layer] = self._measure(state.tokens, counted)
+
+        self._looking.enter_context(capture(self.module, reducer, self.stack.path))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop looking, and log."""
+        self._looking.close()
+        if not self._seen:
+            return
+        layers = torch.stack([self._seen[layer] for layer in sorted(self._seen)])
+        self._seen = {}
+        values = trainer.strategy.reduce(layers, reduce_op="mean").tolist()
+        self.history.append(values)
+        logs = {f"similarity/layer_{layer:02d}": values[layer] for layer in self.chosen}
+        for logger in trainer.loggers:
+            logger.log_metrics(logs, step=self._last_step)
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_image("similarity/layers_by_time", self.picture(), self._last_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hooks behind."""
+        self._looking.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, so that a resumed run goes on with its picture."""
+        return {"history": self.history, "last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.history, self._last_step = state_dict["history"], state_dict["last_step"]
+
+    def picture(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Similarity as colours (3, layers, times), the embedding at the bottom, each value a square of pixels.
+
+        Of a long history evenly spaced times are shown.
+        """
+        times = np.linspace(0, len(self.history) - 1, min(len(self.history), TIMES)).round().astype(int)
+        table = np.asarray(self.history)[times].T[::-1].clip(0, 1)
+        colours = (colormaps["viridis"](table)[..., :3] * 255).round().astype(np.uint8)
+        return np.ascontiguousarray(colours.repeat(PIXELS, 0).repeat(PIXELS, 1).transpose(2, 0, 1))
+
+    def _measure(self, tokens: Tensor, counted: Tensor | None) -> Tensor:
+        if counted is not None and counted.shape == tokens.shape[:2]:
+            return token_similarity(tokens, counted).nanmean()
+        return token_similarity(tokens[:, self.prefix.length :]).nanmean()
+
+
+def find_encoder(module: nn.Module) -> nn.Module:
+    """The part of a LightningModule that holds the encoder, or the module itself."""
+    for path in ENCODERS:
+        part: Any = module
+        for name in path.split("."):
+            part = getattr(part, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    return module
+
+
+def _counted(batch: Any) -> Tensor | None:
+    """Which tokens of a batch of texts count; None for images."""
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("attention_mask"), Tensor):
+        return None
+    read: Tensor = batch["attention_mask"].bool()
+    special = batch.get("special_tokens_mask")
+    return read & ~special.bool() if isinstance(special, Tensor) else read

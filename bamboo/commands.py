@@ -1,0 +1,152 @@
+"""The verbs that do one thing and end. Signatures and docstrings are the command line: `bamboo VERB --help`."""
+
+from pathlib import Path
+from typing import Literal
+
+from bamboo.errors import InputError
+from bamboo.shapes import (
+    DECODER,
+    SHAPES,
+    Patches,
+    Shape,
+    decoder_flops,
+    decoder_parameters,
+    default_patch_size,
+    encoder_flops,
+    encoder_parameters,
+    find_shape,
+    ladder,
+    levine_optimum,
+)
+
+MASK_RATIO = 0.75
+SOURCES_NOTE = """\
+The Base pair is triangulated from public configurations; Large and Huge follow from "half the width, four times the
+depth", which keeps the parameters. The paper's own table of shapes could not be obtained."""
+LEVINE_NOTE = """\
+It is a fit to autoregressive language models, its constants quoted second-hand; MAE need not agree with it."""
+
+
+def shapes(
+    *,
+    budget: str | None = None,
+    head_dim: int = 64,
+    equal: Literal["parameters", "flops"] = "parameters",
+    image_size: int = 224,
+) -> None:
+    """Print the named shapes, or the shapes that cost as much as one of them.
+
+    Args:
+        budget: a named shape, to list the ladder from it to half its width at equal cost.
+        head_dim: width of a head on the ladder.
+        equal: what the shapes of a ladder have in common.
+        image_size: side of the image that FLOPs are counted for.
+    """
+    if budget is None:
+        _print_named(image_size)
+    else:
+        patches = Patches.of(image_size, default_patch_size(budget))
+        _print_ladder(budget, ladder(find_shape(budget), head_dim, equal, patches.count + 1), patches)
+
+
+def _print_named(image_size: int) -> None:
+    rows = []
+    for name, shape in SHAPES.items():
+        patches = Patches.of(image_size, default_patch_size(name))
+        visible = patches.visible(MASK_RATIO)
+        rows.append(
+            [
+                *(name, str(shape), str(shape.heads), str(patches.patch_size)),
+                *(_millions(shape.parameters), _millions(encoder_parameters(shape, patches))),
+                *(_giga(encoder_flops(shape, patches)), _giga(encoder_flops(shape, patches, visible))),
+                _millions(decoder_parameters(DECODER, shape, patches)),
+                _giga(decoder_flops(DECODER, shape, patches, visible, patches.count - visible)),
+            ]
+        )
+    header = ["shape", "depth x width", "heads", "patch", "blocks", "encoder", "full", "masked", "decoder", "decoder"]
+    units = ["", "", "", "px", "M params", "M params", "GFLOPs", "GFLOPs", "M params", "GFLOPs"]
+    print(_table([header, units, *rows]))
+    print(
+        f"\nFLOPs of one forward pass over a {image_size} px image; a multiply-accumulate counts as two. Masked: "
+        f"{MASK_RATIO:.0%} of the\npatches hidden. The decoder is MAE's, {DECODER} with {DECODER.heads} heads.\n"
+        + SOURCES_NOTE
+    )
+
+
+def _print_ladder(budget: str, steps: object, patches: Patches) -> None:
+    base, visible = find_shape(budget), patches.visible(MASK_RATIO)
+    rows = [["depth x width", "heads", "blocks", "", "full", "", "masked"], ["", "", "M params", "", "GFLOPs", "", "GFLOPs"]]
+    for shape in steps:  # type: ignore[attr-defined]
+        flops = encoder_flops(shape, patches)
+        rows.append(
+            [
+                *(str(shape), str(shape.heads), _millions(shape.parameters)),
+                f"{shape.parameters / base.parameters - 1:+.1%}",
+                *(_giga(flops), f"{flops / encoder_flops(base, patches) - 1:+.1%}"),
+                _giga(encoder_flops(shape, patches, visible)),
+            ]
+        )
+    depth, width = levine_optimum(base.parameters)
+    print(_table(rows))
+    print(
+        f"\nThe depth-width law of Levine et al. 2020 puts its optimum for {base.parameters / 1e6:.0f} M parameters at "
+        f"{depth:.0f} x {width:.0f}.\n" + LEVINE_NOTE
+    )
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f}"
+
+
+def _giga(number: int) -> str:
+    return f"{number / 1e9:.1f}"
+
+
+def reconstruct(checkpoint: Path, images: list[Path], *, out: Path, seed: int = 0) -> None:
+    """Show what a masked autoencoder makes of images: one PNG for each, input, masked, prediction and paste-up.
+
+    Args:
+        checkpoint: a masked autoencoder: a checkpoint of this project, a reference MAE file or a Hugging Face ViTMAE.
+        images: image files of any size; each is resized and cropped to the size of the model.
+        out: folder for the pictures.
+        seed: seed of the masks.
+    """
+    from tqdm import tqdm
+
+    from bamboo.checkpoints import load_mae, pixel_scale
+    from bamboo.vision.images import evaluation_view, read_image
+    from bamboo.vision.reconstruction import note_for, reconstruct, save_panel
+
+    mae, scale = load_mae(checkpoint), pixel_scale(checkpoint)
+    height, width = mae.encoder.patch_embed.img_size
+    for image in tqdm(images, unit="image"):
+        picture = evaluation_view(read_image(image, mae.encoder.in_chans), (height, width))
+        save_panel(reconstruct(mae, scale, picture[None], seed), out / f"{image.stem}_reconstruction.png", note_for(mae))
+    print(f"{len(images)} pictures in {out}: {note_for(mae)}")
+
+
+def export(checkpoint: Path, *, out: Path, format: Literal["timm", "hf", "reference"] = "timm") -> None:
+    """Write a checkpoint so that others can load it.
+
+    Args:
+        checkpoint: what to export.
+        out: folder to write into.
+        format: `timm` for the encoder, `hf` for transformers' ViTMAEForPreTraining, `reference` for the MAE release.
+    """
+    from bamboo.checkpoints import export as write
+    from bamboo.checkpoints import timm_call
+
+    paths = write(checkpoint, format, out)
+    print("\n".join(f"wrote {path}" for path in paths))
+    if format == "timm":
+        print(f"load it, after `import bamboo.vision`, by\n  {timm_call(paths[0])}")
+    elif format == "hf":
+        print(f'load it by\n  transformers.ViTMAEForPreTraining.from_pretrained("{out}")')

@@ -1,0 +1,264 @@
+"""The verb, from names on the command line to files: what it accepts, writes and refuses."""
+
+import json
+import pydoc_data.topics
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from bamboo.analysis import Comparison, Profile, profile
+from bamboo.analysis.command import profile_command
+from bamboo.analysis.data_sources import open_data
+from bamboo.analysis.model_sources import fresh_copy, open_model, split_label
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from torch import nn
+
+from bamboo.errors import InputError
+from bamboo.files import write_weights
+from bamboo.shapes import Shape
+from bamboo.vision.mae import build_mae
+
+from .tiny import image, text
+
+ARGUMENTS = {"shape": {"depth": 3, "width": 32, "heads": 4}, "image_size": 16, "patch_size": 4, "in_chans": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    decoder = {"depth": 1, "width": 16, "heads": 4}
+    mae = build_mae(Shape(3, 32, 4), 16, 4, in_chans=1, decoder_shape=Shape(**decoder))
+    path = tmp_path_factory.mktemp("run") / "mae.safetensors"
+    return write_weights(path, mae.state_dict(), {**ARGUMENTS, "decoder_shape": decoder})
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    words = sorted(set(re.findall(r"[a-z]+", pydoc_data.topics.topics["class"].lower())))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    text("Bert", vocab_size=len(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def novel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for name in ("class", "if", "for"):
+        (folder / f"{name}.txt").write_text(pydoc_data.topics.topics[name])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for i, picture in enumerate(load_sample_images().images):
+        for j in range(3):
+            Image.fromarray(picture[:, j * 100 : j * 100 + 300]).save(folder / f"{i}{j}.png")
+    return folder
+
+
+def run(models: list[Any], data: Any, out: Path, **kwargs: Any) -> Comparison:
+    small = {"samples": 6, "batch_size": 4, "measures": ["token_similarity"], "pictures": 0}
+    profile_command([str(model) for model in models], str(data), out, **{**small, **kwargs})
+    return Comparison.load(out)
+
+
+def test_everything_is_written_and_the_summary_printed(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    groups = ["stream", "branches", "attention"]
+    found = run([f"mine={checkpoint}"], "digits", tmp_path, baseline=True, measures=groups, pictures=2)
+    assert [p.label for p in found.profiles] == ["mine", "mine (fresh)"]
+    assert [p.baseline for p in found.profiles] == [False, True]
+    names = {path.name for path in tmp_path.iterdir()}
+    figures = (
+        "similarity",
+        "measures_relative_depth",
+        "measures_absolute_depth",
+        "spectra",
+        "theory",
+        "maps_1",
+        "maps_2",
+    )
+    numbers = {"profile.json", "profile.csv", "samples.npz", "report.html"}
+    assert names == numbers | {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")}
+    printed = capsys.readouterr().out
+    assert re.search(r"mine +3 +6 +0\.\d{3}", printed)
+    assert str(tmp_path / "report.html") in printed
+    page = (tmp_path / "report.html").read_text()
+    for said in ("Token similarity over depth", "1/(n(n−1))", "the bound is", "torch", "mask ratio", "mine (fresh)"):
+        assert said in page
+    assert not re.search(r"(src|href)=(?![\"']data:)", page)
+    for path in tmp_path.glob("*.png"):
+        assert Image.open(path).size[0] > 300
+
+
+def test_command_gives_the_profile_of_the_python_function(checkpoint: Path, tmp_path: Path):
+    found = run([checkpoint], "digits", tmp_path).profiles[0]
+    opened = open_model(str(checkpoint))
+    assert opened.label == "mae"
+    direct = profile(opened.model, open_data("digits", opened, 6, 3), ["token_similarity"])
+    np.testing.assert_allclose(found.values, direct.values, rtol=1e-4)
+
+
+def test_photos_of_a_plain_folder_are_all_read(photos: Path, tmp_path: Path):
+    found = run(["timm:vit_tiny_patch16_224@random"], photos, tmp_path, image_size=32, pictures=1)
+    assert len(found.profiles[0].values) == 6
+    assert found.profiles[0].settings["source"] == "timm:vit_tiny_patch16_224@random"
+    assert (tmp_path / "maps_1.png").is_file()
+
+
+def test_validation_images_are_read_where_there_are_any(checkpoint: Path, tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8)
+    for split, images in {"train": pixels[:7], "val": pixels[7:]}.items():
+        for i, picture in enumerate(images):
+            path = tmp_path / "data" / split / f"n{i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+    assert len(run([checkpoint], tmp_path / "data", tmp_path / "out").profiles[0].values) == 3
+
+
+def test_masked_length_is_the_same_for_one_seed(checkpoint: Path, tmp_path: Path):
+    values = [run([checkpoint], "digits", tmp_path / n, mask_ratio=0.75).profiles[0].values for n in "ab"]
+    np.testing.assert_array_equal(*values)
+    assert not np.allclose(values[0], run([checkpoint], "digits", tmp_path / "c").profiles[0].values)
+
+
+def test_text_models_read_files_and_folders(bert: Path, novel: Path, tmp_path: Path):
+    groups = ["stream", "attention"]
+    found = run([f"hf:{bert}"], novel, tmp_path / "a", measures=groups, max_length=24, baseline=True)
+    assert len(found.profiles[0].values) == 6
+    assert found.profiles[0].has("cls_similarity")
+    assert (tmp_path / "a" / "theory.png").is_file()
+    single = run([str(bert)], novel / "class.txt", tmp_path / "b", max_length=24)
+    assert len(single.profiles[0].values) == 6
+    (tmp_path / "short.md").write_text("a class is a thing")
+    assert len(run([f"hf:{bert}"], tmp_path / "short.md", tmp_path / "c", max_length=24).profiles[0].values) == 1
+
+
+def test_pieces_of_text_do_not_depend_on_the_batch_size(bert: Path, novel: Path, tmp_path: Path):
+    one, other = (run([f"hf:{bert}"], novel, tmp_path / str(n), batch_size=n, max_length=24) for n in (2, 5))
+    np.testing.assert_allclose(one.profiles[0].values, other.profiles[0].values, rtol=1e-4)
+
+
+def test_vision_models_of_hugging_face_are_opened(tmp_path: Path):
+    for kind in ("ViT", "DeiT"):
+        image(kind, num_channels=1).save_pretrained(tmp_path / kind)
+    found = run([f"hf:{tmp_path / 'ViT'}", f"hf:{tmp_path / 'DeiT'}"], "digits", tmp_path / "out")
+    assert [p.label for p in found.profiles] == ["ViT", "DeiT"]
+    assert "ImageNet" in found.profiles[1].notes[0]
+    (tmp_path / "config").mkdir()
+    shutil.copy(tmp_path / "DeiT" / "config.json", tmp_path / "config")
+    with pytest.raises(InputError, match="for random weights say hf:"):
+        run([f"hf:{tmp_path / 'config'}"], "digits", tmp_path / "out")
+    assert len(run([f"hf:{tmp_path / 'config'}@random"], "digits", tmp_path / "out").profiles) == 1
+
+
+def test_timm_weights_of_a_file_are_used(tmp_path: Path):
+    torch.manual_seed(3)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=12)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    opened = open_model(f"a=timm:vit_tiny_patch16_224@{tmp_path / 'w.safetensors'}")
+    assert opened.label == "a"
+    assert torch.equal(opened.model.blocks[3].mlp.fc1.weight, model.blocks[3].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "timm:vit_tiny_patch16_224@random", "bert"])
+def test_baseline_has_the_architecture_and_other_weights(source: str, request: pytest.FixtureRequest):
+    opened = open_model(source if ":" in source else str(request.getfixturevalue(source)))
+    fresh = fresh_copy(opened, seed=5)
+    again = fresh_copy(opened, seed=5)
+    own, new, twin = (dict(m.model.named_parameters()) for m in (opened, fresh, again))
+    assert own.keys() == new.keys()
+    assert {n: p.shape for n, p in own.items()} == {n: p.shape for n, p in new.items()}
+    matrices = [n for n, p in own.items() if p.dim() == 2 and p.requires_grad]
+    assert all(not torch.equal(own[n], new[n]) and torch.equal(new[n], twin[n]) for n in matrices)
+    if source == "checkpoint":
+        assert torch.allclose(own["pos_embed"], new["pos_embed"])
+        assert new["blocks.0.mlp.fc1.weight"].std().item() == pytest.approx(np.sqrt(2 / (32 + 128)), rel=0.05)
+
+
+def test_labels_are_told_from_paths(tmp_path: Path):
+    assert split_label("a=timm:x") == ("a", "timm:x")
+    assert split_label("runs/lr=1/last.ckpt") == ("", "runs/lr=1/last.ckpt")
+    odd = tmp_path / "epoch=3.ckpt"
+    odd.touch()
+    assert split_label(str(odd)) == ("", str(odd))
+
+
+REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "unknown timm name": (["timm:vit_tiny_patch16_223@random", "digits"], {}, "did you mean 'vit_tiny"),
+    "stages": (["timm:swin_tiny_patch4_window7_224@random", "digits"], {}, "merges tokens between"),
+    "convolutions": (["timm:resnet18@random", "digits"], {}, "no list of transformer blocks"),
+    "missing file": (["nothing.ckpt", "digits"], {}, "nothing.ckpt is missing"),
+    "unknown name of the hub": (["hf:nobody/nothing", "digits"], {}, "hf:nobody/nothing cannot be loaded"),
+    "text for images": (["CHECKPOINT", "NOVEL"], {}, "mae reads images, and .* holds none"),
+    "images for text": (["hf:BERT", "digits"], {}, "reads texts, and digits holds none"),
+    "unknown data": (["CHECKPOINT", "digit"], {}, "did you mean 'digits'"),
+    "missing data": (["CHECKPOINT", "no/where"], {}, "no/where is missing"),
+    "neither": (["CHECKPOINT", "RUN"], {}, "holds neither images nor texts"),
+    "same label": (["CHECKPOINT", "CHECKPOINT", "digits"], {}, "two models are called 'mae'"),
+    "unknown measure": (["CHECKPOINT", "digits"], {"measures": ["strem"]}, "did you mean 'stream'"),
+    "no samples": (["CHECKPOINT", "digits"], {"samples": 0}, "samples must be positive"),
+    "device": (["CHECKPOINT", "digits"], {"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+    "text too long": (["hf:BERT", "NOVEL"], {"max_length": 500}, "between 3 and the 40 tokens"),
+    "masked text": (["hf:BERT", "NOVEL"], {"mask_ratio": 0.5, "max_length": 24}, "masking needs a timm"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_bad_input_gets_one_line_and_writes_nothing(
+    kind: str, checkpoint: Path, bert: Path, novel: Path, tmp_path: Path
+):
+    given, options, line = REFUSED[kind]
+    names = {"CHECKPOINT": checkpoint, "BERT": bert, "NOVEL": novel, "RUN": checkpoint.parent}
+    *models, data = (re.sub("[A-Z]{3,}", lambda found: str(names[found[0]]), text) for text in given)
+    with pytest.raises(InputError, match=line) as caught:
+        run(models, data, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def find_chromium() -> str | None:
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
+def test_report_opens_offline_without_an_error(checkpoint: Path, tmp_path: Path):
+    run([checkpoint], "digits", tmp_path, measures=["stream", "attention"], pictures=1)
+    page, log = tmp_path / "report.html", tmp_path / "net.json"
+    script = (
+        "<script>addEventListener('load', () => document.title = "
+        "[...document.images].every(i => i.complete && i.naturalWidth > 100) + ' ' + document.images.length)</script>"
+    )
+    probe = tmp_path / "probe.html"
+    probe.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    command = [find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'user'}", f"--log-net-log={log}"]
+    result = subprocess.run([*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=60)
+    figures = len(list(tmp_path.glob("*.svg")))
+    assert f"<title>true {figures}</title>" in result.stdout
+    assert "CONSOLE" not in result.stderr
+    requests = re.findall(r'"url":"(https?:[^"]+)"', log.read_text())
+    assert [url for url in requests if "google" not in url and "gvt1" not in url] == []
+
+
+def test_saved_profiles_are_plain_json(checkpoint: Path, tmp_path: Path):
+    run([checkpoint], "digits", tmp_path)
+    told = json.loads((tmp_path / "profile.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert told["profiles"][0]["settings"]["data"] == "digits"
+    assert isinstance(Profile.load(tmp_path), Profile)
+    assert isinstance(open_model(str(checkpoint)).model, nn.Module)

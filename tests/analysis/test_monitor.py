@@ -1,0 +1,187 @@
+"""The callback logs the right numbers, at the right steps, and changes nothing in training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from bamboo.analysis import SimilarityMonitor, State, capture, measures
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from bamboo.errors import InputError
+from bamboo.shapes import Shape
+from bamboo.vision.data import Digits
+from bamboo.vision.pretraining import MAEPretraining
+
+from .tiny import DEPTH, images, sentences, text, timm_vit
+
+
+class Supervised(LightningModule):
+    def __init__(self, drop: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = timm_vit(proj_drop_rate=drop)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss = self.model(batch).square().mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+class MaskedLanguage(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        config = text("Bert").config
+        self.encoder = transformers.BertForMaskedLM(config)
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = self.encoder(**batch).logits.square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def train(module: LightningModule, data: Any, folder: Path, *callbacks: Any, **kwargs: Any) -> Trainer:
+    options = {"max_steps": 6, "accelerator": "cpu", "logger": TensorBoardLogger(folder, version="x")}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(**{**options, **quiet, **kwargs}, callbacks=list(callbacks))
+    trainer.fit(module, data)
+    return trainer
+
+
+def batches(count: int = 6) -> DataLoader[torch.Tensor]:
+    return DataLoader([images(1, seed=i)[0] for i in range(2 * count)], batch_size=2)  # type: ignore[arg-type]
+
+
+def events(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(next(folder.rglob("events*")).parent))
+    found.Reload()
+    return found
+
+
+def test_supervised_training_logs_curves_and_a_picture(tmp_path: Path):
+    monitor = SimilarityMonitor(every_n_steps=2)
+    train(Supervised(), batches(), tmp_path, monitor)
+    found = events(tmp_path)
+    assert [e.step for e in found.Scalars("similarity/layer_00")] == [0, 2, 4]
+    assert {f"similarity/layer_{i:02d}" for i in range(DEPTH + 1)} <= set(found.Tags()["scalars"])
+    picture = found.Images("similarity/layers_by_time")[-1]
+    assert (picture.height, picture.width) == (8 * (DEPTH + 1), 8 * 3)
+    assert np.shape(monitor.history) == (3, DEPTH + 1)
+
+
+def test_logged_values_are_those_of_the_state_before_the_step(tmp_path: Path):
+    module, monitor = Supervised(), SimilarityMonitor(every_n_steps=100)
+    expected: list[float] = []
+    with (
+        torch.no_grad(),
+        capture(module.model, lambda s: expected.append(float(measures.token_similarity(s.tokens[:, 1:]).mean()))),
+    ):
+        module.model(next(iter(batches())))
+    train(module, batches(), tmp_path, monitor)
+    np.testing.assert_allclose(monitor.history[0], expected[: DEPTH + 1], rtol=1e-4)
+
+
+def test_training_is_the_same_with_and_without_the_monitor(tmp_path: Path):
+    weights = []
+    for callbacks in ([], [SimilarityMonitor(every_n_steps=1)]):
+        module = Supervised(drop=0.5)
+        torch.manual_seed(1)
+        train(module, batches(), tmp_path / str(len(callbacks)), *callbacks)
+        weights.append([p.detach().clone() for p in module.parameters()])
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_pretraining_is_watched_at_its_masked_length(tmp_path: Path):
+    module = MAEPretraining(
+        shape=Shape(DEPTH, 32, 4), image_size=16, patch_size=4, in_chans=1, decoder_shape=Shape(1, 16, 4)
+    )
+    monitor = SimilarityMonitor(every_n_steps=3, layers=[0, -1])
+    train(module, Digits(image_size=16, batch_size=8), tmp_path, monitor, accumulate_grad_batches=2)
+    assert monitor.stack.path == "blocks"
+    found = events(tmp_path)
+    assert [e.step for e in found.Scalars(f"similarity/layer_{DEPTH:02d}")] == [0, 3]
+    assert "similarity/layer_01" not in found.Tags()["scalars"]
+    assert 0 < monitor.history[0][0] < 1
+
+
+def test_masked_language_modelling_leaves_padding_out(tmp_path: Path):
+    module, monitor = MaskedLanguage(), SimilarityMonitor(every_n_steps=1)
+    batch = sentences()
+    module.eval()
+    expected: list[float] = []
+    mask = batch["attention_mask"].bool()
+    with (
+        torch.no_grad(),
+        capture(module, lambda s: expected.append(float(measures.token_similarity(s.tokens, mask).mean()))),
+    ):
+        module.encoder(**batch)
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    train(module, DataLoader([batch], batch_size=None), tmp_path, monitor, max_steps=1)  # type: ignore[arg-type]
+    np.testing.assert_allclose(monitor.history[0], expected, rtol=1e-4)
+
+
+def test_resumed_run_goes_on_with_its_picture():
+    monitor = SimilarityMonitor()
+    monitor.history, monitor._last_step = [[0.1, 0.5]], 500
+    other = SimilarityMonitor()
+    other.load_state_dict(monitor.state_dict())
+    assert other.history == [[0.1, 0.5]]
+    picture = other.picture()
+    assert picture.shape == (3, 16, 8)
+    assert picture[:, 0, 0].sum() > picture[:, -1, 0].sum()  # the last layer is on top, and brighter
+    other.history = [[0.1, 0.5]] * 5000
+    assert other.picture().shape == (3, 16, 8 * 200)
+
+
+def test_hooks_go_away_when_training_fails(tmp_path: Path):
+    class Failing(Supervised):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            raise RuntimeError("broken")
+
+    module = Failing()
+    with pytest.raises(RuntimeError, match="broken"):
+        train(module, batches(), tmp_path, SimilarityMonitor(every_n_steps=1))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def test_wrong_settings_are_refused_before_the_first_step(tmp_path: Path):
+    with pytest.raises(InputError, match="must be positive"):
+        SimilarityMonitor(every_n_steps=0)
+    with pytest.raises(InputError, match="layer 9 of SimilarityMonitor does not exist"):
+        train(Supervised(), batches(), tmp_path, SimilarityMonitor(layers=[9]))
+    with pytest.raises(InputError, match=r"did you mean 'model\.blocks'"):
+        train(Supervised(), batches(), tmp_path, SimilarityMonitor(blocks="blocks"))
+
+
+def test_two_processes_log_their_mean(tmp_path: Path):
+    module, logger = Supervised(), CSVLogger(tmp_path, version="x")
+    expected: list[float] = []
+    data = torch.cat(list(batches(2)))  # each process gets two of these four
+
+    def reducer(state: State) -> None:
+        expected.append(float(measures.token_similarity(state.tokens[:, 1:]).mean()))
+
+    with torch.no_grad(), capture(module.model, reducer):
+        module.model(data)
+    train(
+        module, batches(2), tmp_path, SimilarityMonitor(), strategy="ddp_spawn", devices=2, max_steps=1, logger=logger
+    )
+    lines = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
+    logged = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
+    for layer in range(DEPTH + 1):
+        assert float(logged[f"similarity/layer_{layer:02d}"]) == pytest.approx(expected[layer], rel=1e-4)

@@ -1,0 +1,50 @@
+import math
+
+import pytest
+import torch
+from timm.optim import param_groups_weight_decay
+
+from bamboo.seeds import derive_seed
+from bamboo.training import scaled_lr, warmup_cosine
+from bamboo.vision.mae import build_mae
+
+
+def test_the_published_learning_rate_of_mae_at_its_published_batch():
+    assert scaled_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
+
+
+def test_the_schedule_is_that_of_the_reference_recipe():
+    # He et al.'s per-iteration schedule, written in fractions of an epoch: 40 epochs of warm-up, then half a cosine.
+    steps_per_epoch, epochs, warmup, peak = 10, 800, 40, 2.4e-3
+    for step in (0, 1, 399, 400, 401, 4000, 7999):
+        epoch = step / steps_per_epoch
+        if epoch < warmup:
+            expected = peak * epoch / warmup
+        else:
+            expected = peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
+        assert warmup_cosine(step, 400, 8000, peak) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_schedule_ends_at_its_floor_and_stays_there():
+    assert warmup_cosine(100, 10, 100, 1.0, floor=1e-6) == pytest.approx(1e-6)
+    assert warmup_cosine(150, 10, 100, 1.0, floor=1e-6) == pytest.approx(1e-6)
+
+
+def test_vectors_and_frozen_positions_have_no_weight_decay():
+    mae = build_mae("bamboo-tiny", 32, 8)
+    free, decayed = param_groups_weight_decay(mae, 0.05)
+    assert free["weight_decay"] == 0
+    assert decayed["weight_decay"] == 0.05
+    assert all(parameter.ndim <= 1 for parameter in free["params"])
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    trained = {id(parameter) for group in (free, decayed) for parameter in group["params"]}
+    assert id(mae.encoder.pos_embed) not in trained
+    assert len(trained) == sum(parameter.requires_grad for parameter in mae.parameters())
+
+
+def test_seeds_are_pure_functions_of_their_parts():
+    assert derive_seed(0, "mask", 3) == derive_seed(0, "mask", 3) == 5_961_512_600_337_946_134
+    seeds = {derive_seed(0, "mask", epoch, step) for epoch in range(10) for step in range(100)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    torch.Generator().manual_seed(max(seeds))
