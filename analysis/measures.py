@@ -60,15 +60,14 @@ def token_similarity(tokens: Tensor, mask: Tensor | None = None, absolute: bool 
         mask: (batch, tokens), true where a token counts.
         absolute: the mean of |cosine| instead, which some papers report; it takes O(n^2 width) operations.
     """
-    mask = _mask(tokens, mask)
-    inverse = _inverse_norms(tokens, mask)
-    count = mask.sum(1)
+    inverse, kept = _inverse_norms(tokens, mask), _keep(tokens, mask)
+    count = _count(tokens, mask)
     pairs = count * (count - 1)
     if absolute:
-        unit = _keep(tokens, mask) * inverse.unsqueeze(-1)
+        unit = kept * inverse.unsqueeze(-1)
         total = (unit @ unit.mT).abs().sum((1, 2))
     else:
-        total = torch.bmm(inverse.unsqueeze(1), _keep(tokens, mask)).square().sum((1, 2))
+        total = torch.bmm(inverse.unsqueeze(1), kept).square().sum((1, 2))
     nonzero = (inverse > 0).sum(1)  # each contributes its cosine of 1 with itself
     return _where_defined((total - nonzero) / pairs, pairs > 0)
 
@@ -91,27 +90,23 @@ def prefix_similarity(tokens: Tensor, prefix: Tensor, mask: Tensor) -> Tensor:
 @in_fp32
 def high_frequency_ratio(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """||HC|| / ||DC|| = ||X - mean|| / (sqrt(n) ||mean||), from Wang et al. 2022 (DC = 1/n 1 1^T X, HC = X - DC)."""
-    mask = _mask(tokens, mask)
     mean, residual = _split(tokens, mask)
-    ratio = _norm(residual) / (mask.sum(1).sqrt() * _norm(mean))
-    return _where_defined(ratio, mask.sum(1) > 1)
+    count = _count(tokens, mask)
+    return _where_defined(_norm(residual) / (count.sqrt() * _norm(mean)), count > 1)
 
 
 @in_fp32
 def relative_residual(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """||X - mean|| / ||X||, in [0, 1]: the relative residual of Dong et al. 2021 in its Frobenius form."""
-    mask = _mask(tokens, mask)
     _, residual = _split(tokens, mask)
-    ratio = _norm(residual) / _norm(_keep(tokens, mask))
-    return _where_defined(ratio, mask.sum(1) > 1)
+    return _where_defined(_norm(residual) / _norm(_keep(tokens, mask)), _count(tokens, mask) > 1)
 
 
 @in_fp32
 def token_norm(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean Euclidean norm of a token."""
-    mask = _mask(tokens, mask)
-    norms = _norms(_keep(tokens, mask))
-    return _where_defined(norms.sum(1) / mask.sum(1), mask.any(1))
+    count = _count(tokens, mask)
+    return _where_defined(_norms(_keep(tokens, mask)).sum(1) / count, count > 0)
 
 
 @in_fp32
@@ -121,18 +116,18 @@ def inliers(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     Such tokens appear in large ViTs (Darcet et al. 2024) and distort cosines. The factor 3 is this package's own
     choice. Of an even number of tokens the lower median is taken.
     """
-    mask = _mask(tokens, mask)
+    counted = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     norms = _norms(_keep(tokens, mask))
-    median = norms.masked_fill(~mask, torch.nan).nanmedian(dim=1, keepdim=True).values
-    return mask & ~(norms > OUTLIER * median)
+    median = norms.masked_fill(~counted, torch.nan).nanmedian(dim=1, keepdim=True).values
+    return counted & ~(norms > OUTLIER * median)
 
 
 @in_fp32
 def outlier_share(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Share of tokens that `inliers` leaves out."""
-    mask = _mask(tokens, mask)
-    share = 1 - inliers(tokens, mask).sum(1) / mask.sum(1)
-    return _where_defined(share, mask.any(1) & _keep(tokens, mask).isfinite().all(dim=(1, 2)))
+    count, norms = _count(tokens, mask), _norms(_keep(tokens, mask))
+    share = 1 - inliers(tokens, mask).sum(1) / count
+    return _where_defined(share, (count > 0) & norms.isfinite().all(1))
 
 
 @in_fp32
@@ -142,7 +137,7 @@ def singular_values(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     They are roots of the eigenvalues of the smaller Gram matrix, in fp64: about twice as fast as an SVD in fp32 and no
     less exact.
     """
-    rows = _keep(tokens, _mask(tokens, mask)).double()
+    rows = _keep(tokens, mask).double()
     gram = rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
     finite = gram.isfinite().all(dim=(1, 2), keepdim=True)
     values: Tensor = torch.linalg.eigvalsh(gram.where(finite, 0.0)).clamp_min(0).sqrt().flip(-1)
@@ -178,17 +173,17 @@ def update_ratio(update: Tensor, stream: Tensor, mask: Tensor | None = None) -> 
 
     Both are (batch, tokens, width).
     """
-    mask = _mask(stream, mask)
     return _norm(_keep(update, mask)) / _norm(_keep(stream, mask))
 
 
-def _mask(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    return tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+def _count(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """n of each sample: (batch,)."""
+    return tokens.new_full((len(tokens),), tokens.shape[1]) if mask is None else mask.sum(1).to(tokens.dtype)
 
 
-def _keep(tokens: Tensor, mask: Tensor) -> Tensor:
+def _keep(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Zeros in place of tokens that do not count; a product with the mask would let a NaN through."""
-    return tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return tokens if mask is None else tokens.masked_fill(~mask.bool().unsqueeze(-1), 0.0)
 
 
 def _norm(tokens: Tensor) -> Tensor:
@@ -199,15 +194,16 @@ def _norms(tokens: Tensor) -> Tensor:
     return cast(Tensor, torch.linalg.vector_norm(tokens, dim=-1))
 
 
-def _inverse_norms(tokens: Tensor, mask: Tensor) -> Tensor:
+def _inverse_norms(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """1 / ||x_i||, and 0 for tokens that are zero or do not count: (batch, tokens)."""
     norms = _norms(tokens)
-    return (1 / norms).masked_fill(~mask | (norms == 0), 0.0)
+    left_out = norms == 0 if mask is None else (norms == 0) | ~mask.bool()
+    return (1 / norms).masked_fill(left_out, 0.0)
 
 
-def _split(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _split(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The mean token (batch, 1, width) and what is left of each token without it (batch, tokens, width)."""
-    mean = _keep(tokens, mask).sum(1, keepdim=True) / mask.sum(1).view(-1, 1, 1)
+    mean = _keep(tokens, mask).sum(1, keepdim=True) / _count(tokens, mask).view(-1, 1, 1)
     return mean, _keep(tokens - mean, mask)
 
 

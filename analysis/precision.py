@@ -17,8 +17,11 @@ def in_fp32(measure: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @wraps(measure)
     def measured(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         device = next((a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), "cpu")
+        wide: Any = tuple(map(_widen, args)), {name: _widen(value) for name, value in kwargs.items()}
+        if not torch.is_autocast_enabled(device):
+            return measure(*wide[0], **wide[1])
         with torch.autocast(device, enabled=False):
-            return measure(*map(_widen, args), **{name: _widen(value) for name, value in kwargs.items()})
+            return measure(*wide[0], **wide[1])
 
     return measured
 

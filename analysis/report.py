@@ -125,4 +125,6 @@ def _figure(section: Section, folder: Path) -> str:
     kind = "png" if any(axis.images for axis in section.figure.axes) else "svg"
     data = base64.b64encode((folder / f"{section.name}.{kind}").read_bytes()).decode()
     mime, text = "image/svg+xml" if kind == "svg" else "image/png", html.escape(section.caption)
-    return f'<figure><img alt="{text}" src="data:{mime};base64,{data}"><figcaption>{text}</figcaption></figure>'
+    width = round(96 * section.figure.get_figwidth())  # its own size, whatever the resolution
+    image = f'<img alt="{text}" width="{width}" src="data:{mime};base64,{data}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -66,7 +66,7 @@ def describe_theory(profile: Profile) -> Iterator[str]:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.3g} times" if np.isfinite(ratio) else "unbounded"
+    return f"{ratio:.3g} times" if ratio < 1000 else f"{ratio:,.0f} times"
 
 
 def plot_theory(profiles: Sequence[Profile]) -> Figure:
@@ -87,6 +87,8 @@ def plot_theory(profiles: Sequence[Profile]) -> Figure:
                 axis.plot(layers, gain.mean, color=COLOURS[0], label="measured")
                 axis.fill_between(layers, gain.low, gain.high, color=COLOURS[0], alpha=0.25, linewidth=0)
                 axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
+                said = f"measured {np.nanmin(gain.mean):.3g} to {np.nanmax(gain.mean):.3g}"
+                axis.annotate(said, (0.98, 0.96), xycoords="axes fraction", ha="right", va="top", color=COLOURS[0])
                 axis.set_yscale("log")
                 plain_ticks(axis.yaxis)
                 axis.set_title(f"{profile.label}: {title}")

@@ -28,6 +28,9 @@ class BambooCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults({"checkpoint.filename": "{step}", "checkpoint.save_last": True})
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it was typed: Lightning would put the checkpoint's arguments in its place."""
+
     def before_instantiate_classes(self) -> None:
         """Settle what Lightning would leave to the person who types."""
         config = self.config[self.subcommand]
@@ -89,5 +92,8 @@ def run(args: list[str]) -> None:
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from error
     except ValueError as error:
-        raise _input_error_behind(error) or error from None
+        known = _input_error_behind(error)
+        if known is None and not str(error).startswith("Does not validate"):
+            raise
+        raise known or InputError(one_line(str(error), args)) from None
 

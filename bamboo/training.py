@@ -73,6 +73,14 @@ class TrainingModule(LightningModule):
         fused = not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
         return torch.optim.AdamW(groups, lr=self.recipe.base_lr, betas=self.recipe.betas, fused=fused)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model. Raises `InputError` naming the first weight that differs."""
+        ours, theirs = self.state_dict(), checkpoint["state_dict"]
+        for name in [*ours, *(name for name in theirs if name not in ours)]:
+            here, there = (list(state[name].shape) if name in state else "absent" for state in (ours, theirs))
+            if here != there:
+                raise InputError(f"the checkpoint is of another model: {name} is {there} in it and {here} here")
+
     def on_train_start(self) -> None:
         """Fix the schedule, which depends on the data and the devices. Raises `InputError` for a run without an end."""
         trainer = self.trainer

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric, SumMetric
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
 from bamboo.training import Recipe, TrainingModule
+from bamboo.vision.data import ImageData
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pixels import PixelScale
 
@@ -50,14 +51,15 @@ class MAEPretraining(TrainingModule):
         self.val_loss, self.val_samples = MeanMetric(), SumMetric()
 
     def setup(self, stage: str) -> None:
-        """Compile the blocks in place, which leaves the names of the weights alone."""
+        """Check that the data fit, and compile the blocks in place, which leaves the names of the weights alone."""
+        self._check_data(getattr(self.trainer, "datamodule", None))
         if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
             for block in (*self.mae.encoder.blocks, *self.mae.decoder.blocks):
                 block.compile()
 
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of byte images (B, C, H, W) under the masks of this step."""
-        images = self.pixels(self._checked(batch["image"]))
+        images = self.pixels(batch["image"])
         noise = self.noise(len(images), stage, self.current_epoch if stage == "train" else 0, batch_idx)
         skipped = {"skipped_images": torch.tensor(float(len(batch["skipped"])))} if batch.get("skipped") else {}
         return self.mae(images, noise).loss, skipped
@@ -92,14 +94,14 @@ class MAEPretraining(TrainingModule):
             noise = torch.empty(1, patch_embed.num_patches)
             return int(measure_flops(model, lambda: model(images, noise).loss, lambda loss: loss))
 
-    def _checked(self, images: Tensor) -> Tensor:
-        expected = (self.mae.encoder.in_chans, *self.mae.encoder.patch_embed.img_size)
-        if images.shape[1:] != expected:
+    def _check_data(self, data: Any) -> None:
+        ours = (self.mae.encoder.in_chans, *self.mae.encoder.patch_embed.img_size)
+        theirs = (data.in_chans, *data.size) if isinstance(data, ImageData) else ours
+        if ours != theirs:
             raise InputError(
-                f"the data gives images of (channels, height, width) {tuple(images.shape[1:])} and the model expects "
-                f"{expected}: set image_size and in_chans alike under data.init_args and model.init_args"
+                f"the data gives images of (channels, height, width) {theirs} and the model expects {ours}: "
+                "set image_size and in_chans alike under data.init_args and model.init_args"
             )
-        return images
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,196 @@
+"""What a person types, and what bad input gets: one line on standard error, exit code 2, nothing written."""
+
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from bamboo.cli import main
+from tests.conftest import write_images
+from tests.runs import CONFIGS, fit, last, load
+
+
+def run(capsys, *args):
+    code = main(list(args))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def assert_one_line(code, err, *parts):
+    lines = [line for line in err.splitlines() if "Seed set" not in line]
+    assert code == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("bamboo: error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    script = "import sys; from bamboo.cli import main; main(['--help']); print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    started = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert time.perf_counter() - started < 10
+    for verb in ("fit", "validate", "shapes", "reconstruct", "export"):
+        assert f"\n  {verb}" in out
+    assert out.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("verb", ["shapes", "reconstruct", "export"])
+def test_every_command_explains_its_options(capsys, verb):
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0
+    assert f"usage: bamboo {verb}" in out
+
+
+def test_shapes_prints_the_table_with_exact_counts(capsys):
+    code, out, _ = run(capsys, "shapes")
+    assert code == 0
+    row = next(line for line in out.splitlines() if line.startswith("bamboo-base")).split()
+    assert row[:6] == ["bamboo-base", "48x384", "6", "16", "85.2", "85.5"]
+    assert "could not be obtained" in out
+
+
+def test_shapes_prints_the_ladder_and_the_optimum_of_levine(capsys):
+    code, out, _ = run(capsys, "shapes", "--budget", "vit-base", "--head-dim", "64")
+    assert code == 0
+    rungs = [line.split()[0] for line in out.splitlines() if line[:1].isdigit()]
+    assert rungs == ["12x768", "14x704", "17x640", "21x576", "27x512", "35x448", "48x384"]
+    assert "optimum for 85 M parameters at 23 x 555" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["reconstuct"], ["unknown command 'reconstuct'", "'reconstruct'"]),
+        (["shapes", "--budgte", "x"], ["budgte", "did you mean 'budget'"]),
+        (["shapes", "--budget", "vit-bse"], ["'vit-base'"]),
+        (["shapes", "--head-dim", "wide"], ["head_dim", "int", "wide"]),
+        (["export"], ["required", "checkpoint", "out"]),
+        (["export", "nowhere.ckpt", "--out", "o", "--format", "onnx"], ["format", "onnx"]),
+        (["export", "nowhere.ckpt", "--out", "o"], ["nowhere.ckpt", "missing"]),
+        (["fit", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["fit", "--config"], ["--config needs"]),
+    ],
+)
+def test_bad_words_get_one_line(capsys, args, parts):
+    code, _, err = run(capsys, *args)
+    assert_one_line(code, err, *parts)
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--model.init_args.mask_ration", "0.5"], ["mask_ration", "did you mean 'mask_ratio'"]),
+        (["--model.init_args.mask_ratio", "much"], ["model.init_args.mask_ratio", "float", "much"]),
+        (["--model.init_args.mask_ratio", "0.999"], ["mask_ratio 0.999", "0 of 64"]),
+        (["--model.init_args.shape", "bambo-base"], ["'bamboo-base'"]),
+        (["--model.init_args.shape", '{"depth": 2, "width": 30, "heads": 4}'], ["4 heads do not divide the width 30"]),
+        (["--model.init_args.patch_size", "5"], ["patch size 5 does not divide the image size 32x32"]),
+        (["--model.init_args.decoder", "cros"], ["decoder", "'self', 'cross'", "cros"]),
+        (["--model.init_args.mix_layers", "true"], ["mix_layers", "'cross'"]),
+        (["--model.class_path", "bamboo.vision.Foo"], ["bamboo.vision", "Foo"]),
+        (["--trainer.max_epochz", "3"], ["max_epochz", "did you mean 'max_epochs'"]),
+        (["--trainer.max_epochs", "many"], ["trainer.max_epochs", "int"]),
+        (["--trainer.max_epochs", "-1"], ["max_epochs or trainer.max_steps"]),
+        (["--data.init_args.image_size", "64"], ["(1, 64, 64)", "(1, 32, 32)", "image_size"]),
+        (["--data.init_args.batch_size", "5000"], ["5000", "1437"]),
+        (["--ckpt_path", "last"], ["no run to continue"]),
+        (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt"]),
+    ],
+)
+def test_a_bad_run_gets_one_line(capsys, tmp_path, monkeypatch, args, parts):
+    monkeypatch.chdir(tmp_path)
+    code = fit("--trainer.max_epochs", "1", *args)
+    assert_one_line(code, capsys.readouterr().err, *parts)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def folder_run(root, *args):
+    small = ["--model.init_args.image_size", "32", "--model.init_args.patch_size", "8"]
+    batch = ["--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0", "--trainer.accelerator", "cpu"]
+    return fit("--data.init_args.root", str(root), *small, *batch, *args, config="pretrain/image_folder.yaml")
+
+
+def test_a_missing_or_empty_folder_gets_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(folder_run(tmp_path / "nowhere"), capsys.readouterr().err, "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert_one_line(folder_run(tmp_path / "empty"), capsys.readouterr().err, "empty")
+    (tmp_path / "broken").mkdir()
+    for index in range(8):
+        (tmp_path / "broken" / f"{index}.jpg").write_bytes(b"no image")
+    assert_one_line(folder_run(tmp_path / "broken"), capsys.readouterr().err, "broken")
+
+
+def test_a_required_option_that_is_missing_is_named(capsys):
+    code = fit(config="pretrain/image_folder.yaml")
+    assert_one_line(code, capsys.readouterr().err, "data", "root")
+
+
+def test_a_corrupt_image_is_skipped_named_and_counted(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", 20)
+    (tmp_path / "images" / "007.jpg").write_bytes(b"no image")
+    assert folder_run(tmp_path / "images", "--trainer.max_epochs", "2", "--data.init_args.val_fraction", "0.2") == 0
+    warnings = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "007.jpg" in warnings[0]
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "code", "another shape"])
+def test_a_checkpoint_that_cannot_be_resumed_gets_one_line(capsys, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    assert fit("--trainer.max_epochs", "1") == 0
+    capsys.readouterr()
+    whole, bad, args, part = last(tmp_path).read_bytes(), tmp_path / "bad.ckpt", [], "bad.ckpt"
+    if kind == "truncated":
+        bad.write_bytes(whole[: len(whole) // 2])
+    elif kind == "code":
+        bad.write_bytes(pickle.dumps(Code()))
+    else:
+        bad.write_bytes(whole)
+        args, part = ["--model.init_args.shape", '{"depth": 2, "width": 64, "heads": 2}'], "encoder"
+    code = fit("--trainer.max_epochs", "2", "--ckpt_path", str(bad), *args)
+    captured = capsys.readouterr()
+    assert_one_line(code, captured.err, part)
+    assert "code ran" not in captured.out
+    assert last(tmp_path).read_bytes() == whole
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spoil = ["--trainer.callbacks+=tests.interruption.SpoilBefore", "--trainer.callbacks.step=5"]
+    code = fit("--trainer.max_epochs", "1", "--checkpoint.every_n_train_steps", "3", *spoil)
+    err = capsys.readouterr().err
+    assert_one_line(code, err, "not finite at step 5", "mae.encoder.blocks.1.mlp.fc1.weight", str(last(tmp_path).name))
+    content = load(last(tmp_path))
+    assert content["global_step"] == 3
+    assert all(tensor.isfinite().all() for tensor in content["state_dict"].values() if torch.is_tensor(tensor))
+
+
+def test_print_config_shows_what_a_run_would_use(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(CONFIGS / "pretrain/imagenet_bamboo_base.yaml"), "--data.init_args.root=x", "--print_config"])
+    out = capsys.readouterr().out
+    assert stop.value.code in (0, None)
+    assert "shape: bamboo-base" in out
+    assert "image_size: 224" in out
+
+
+def test_an_interpolated_key_follows_what_the_command_line_says(capsys):
+    with pytest.raises(SystemExit):
+        main(
+            ["fit", "--config", str(CONFIGS / "pretrain/quickstart.yaml"), "--model.init_args.image_size=64"]
+            + ["--seed_everything", "7", "--print_config"]
+        )
+    out = capsys.readouterr().out
+    assert out.count("image_size: 64") == 2
+    assert out.count("seed: 7") == 2
