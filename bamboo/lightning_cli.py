@@ -33,7 +33,7 @@ class BambooCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle what Lightning would leave to the person who types."""
-        config = self.config[self.subcommand]
+        config = self.config[self.subcommand] if self.subcommand else self.config
         if config.trainer.enable_progress_bar is False:  # a configured bar would be an error then
             config.trainer.callbacks = [c for c in config.trainer.callbacks if "ProgressBar" not in c.class_path]
         if config.get("ckpt_path") == "last":
