@@ -16,8 +16,9 @@ DEFAULT = ("stream", "branches", "attention")
 
 def profile_command(
     models: list[str],
-    data: str = "digits",
-    out: Path = Path("profile"),
+    *,
+    data: str,
+    out: Path,
     baseline: bool = False,
     samples: int = 256,
     batch_size: int = 32,

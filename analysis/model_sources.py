@@ -15,6 +15,7 @@ from bamboo.errors import InputError, unknown
 from bamboo.files import read_file
 from bamboo.vision.encoder import fix_positions, init_weights
 
+from .architectures import find_stack
 from .feeding import reads_text
 
 RANDOM = "@random"
@@ -66,6 +67,8 @@ def open_model(text: str, image_size: int | None = None, seed: int = 0) -> Opene
             model, notes = _open_huggingface(name.removeprefix("hf:"), random, image_size)
         elif random:
             model, notes = _create_timm(name, image_size), ()
+        elif name.startswith("timm:") and not _is_plain(name):
+            model, notes = _load_timm(name, image_size), ()
         else:
             model, notes = _load(name, image_size)
     size, in_chans = _images_of(model)
@@ -104,6 +107,8 @@ def fresh_copy(opened: Opened, seed: int = 0) -> Opened:
         elif isinstance(model, VisionTransformer):
             new = copy.deepcopy(model)
             _redraw(new, of_timm=opened.source.startswith("timm:"))
+        elif opened.source.startswith("timm:"):
+            new = _create_timm(opened.source.partition("@")[0], opened.size)
         else:
             raise InputError(f"{opened.label}: no known way to initialise a {type(model).__name__} anew")
     if hasattr(model, "pretrained_cfg"):
@@ -142,7 +147,7 @@ def _load(name: str, image_size: int | None) -> tuple[nn.Module, tuple[str, ...]
     return encoder, report.notes
 
 
-def _create_timm(name: str, image_size: int | None) -> nn.Module:
+def _create_timm(name: str, image_size: int | tuple[int, int] | None, **weights: Any) -> nn.Module:
     kind, _, name = name.partition(":")
     if kind != "timm":
         raise InputError(f"random weights need timm:NAME{RANDOM} or hf:FOLDER{RANDOM}")
@@ -150,9 +155,29 @@ def _create_timm(name: str, image_size: int | None) -> nn.Module:
         raise unknown("timm model", name, timm.list_models())
     size = {"img_size": image_size} if image_size else {}
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **size)  # type: ignore[no-any-return]
+        return timm.create_model(name, **size, **weights)  # type: ignore[no-any-return]
     except TypeError as error:
         raise InputError(f"timm:{name} cannot be built for images of {image_size} pixels: {error}") from error
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a model of timm is a plain ViT, as `load_encoder` reads. Raises `InputError` for one without blocks."""
+    with torch.device("meta"):
+        model = _create_timm(name.partition("@")[0], None)
+    find_stack(model)
+    return isinstance(model, VisionTransformer)
+
+
+def _load_timm(name: str, image_size: int | None) -> nn.Module:
+    name, _, file = name.partition("@")
+    if file and not Path(file).is_file():
+        raise InputError(f"{file} is missing: give the path of the weights of {name}")
+    weights = {"checkpoint_path": file} if file else {"pretrained": True}
+    try:
+        return _create_timm(name, image_size, **weights)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name} cannot be loaded ({reason}): give a file of its weights, {name}@FILE") from error
 
 
 def _open_huggingface(name: str, random: bool, image_size: int | None) -> tuple[nn.Module, tuple[str, ...]]:

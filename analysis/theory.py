@@ -87,11 +87,10 @@ def plot_theory(profiles: Sequence[Profile]) -> Figure:
                 axis.plot(layers, gain.mean, color=COLOURS[0], label="measured")
                 axis.fill_between(layers, gain.low, gain.high, color=COLOURS[0], alpha=0.25, linewidth=0)
                 axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
-                said = f"measured {np.nanmin(gain.mean):.3g} to {np.nanmax(gain.mean):.3g}"
-                axis.annotate(said, (0.98, 0.96), xycoords="axes fraction", ha="right", va="top", color=COLOURS[0])
                 axis.set_yscale("log")
                 plain_ticks(axis.yaxis)
-                axis.set_title(f"{profile.label}: {title}")
+                measured = f"{np.nanmin(gain.mean):.4g} to {np.nanmax(gain.mean):.4g}"
+                axis.set_title(f"{profile.label}: {title}\nmeasured {measured}")
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             row[0].set_ylabel("gain of ‖HC‖")
         for axis in axes[-1]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from bamboo.errors import InputError, unknown
 
@@ -21,6 +21,7 @@ TRAINING = {
 COMMANDS = {
     "shapes": ("bamboo.commands:shapes", "list depths and widths, their parameters and FLOPs, and equal-cost ladders"),
     "reconstruct": ("bamboo.commands:reconstruct", "show what a masked autoencoder makes of your images"),
+    "profile": ("bamboo.analysis.command:profile_command", "measure how alike tokens grow with depth, in any transformer"),
     "export": ("bamboo.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
 }
 
@@ -82,18 +83,24 @@ def _call(verb: str, args: list[str]) -> None:
 
 
 def _parser(verb: str, function: Callable[..., None]) -> "ArgumentParser":
-    """Parameters before the `*` of a signature are positional, a list among them takes one or more; the rest options."""
+    """Parameters before the `*` of a signature are positional, the rest options; a list takes one or more words."""
     from docstring_parser import parse
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=f"bamboo {verb}", description=COMMANDS[verb][1], exit_on_error=False)
     described = {entry.arg_name: entry.description for entry in parse(function.__doc__ or "").params}
-    positional = [p for p in signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    for parameter in positional:
-        many = get_args(parameter.annotation)
-        kind = {"type": many[0], "nargs": "+"} if many else {"type": parameter.annotation}
-        parser.add_argument(parameter.name, help=described[parameter.name], **kind)
-    parser.add_function_arguments(function, skip={parameter.name for parameter in positional})
+    for name, parameter in signature(function, eval_str=True).parameters.items():
+        kind: dict[str, Any] = {"type": parameter.annotation, "help": described[name]}
+        if get_origin(parameter.annotation) is list:
+            kind |= {"type": get_args(parameter.annotation)[0], "nargs": "+"}
+        if parameter.annotation is bool:
+            kind = {"action": "store_true", "help": described[name]}
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            parser.add_argument(name, **kind)
+        elif parameter.default is parameter.empty:
+            parser.add_argument(f"--{name}", required=True, **kind)
+        else:
+            parser.add_argument(f"--{name}", default=parameter.default, **kind)
     return parser
 
 

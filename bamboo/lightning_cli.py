@@ -56,9 +56,10 @@ class BambooCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say what was written and measured."""
         trainer = self.trainer
+        log_dir = trainer.log_dir  # all processes must ask for it
         if not trainer.is_global_zero:
             return
-        rows = {"checkpoint": getattr(trainer.checkpoint_callback, "last_model_path", ""), "tensorboard": trainer.log_dir}
+        rows = {"checkpoint": getattr(trainer.checkpoint_callback, "last_model_path", ""), "tensorboard": log_dir}
         for callback in trainer.callbacks:
             rows |= callback.summary() if hasattr(callback, "summary") else {}
         print("\n" + "\n".join(f"{name + ':':<40} {value}" for name, value in rows.items() if value))

@@ -1,12 +1,14 @@
 """How everything here is trained: the learning-rate rule, the schedule, AdamW, and the module that applies them."""
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from timm.optim import param_groups_weight_decay
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from bamboo.errors import InputError
@@ -14,14 +16,15 @@ from bamboo.errors import InputError
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW under a linear warm-up and half a cosine; the defaults are those of MAE pretraining (He et al. 2022).
+    """An optimizer under a linear warm-up and half a cosine; the defaults are those of MAE pretraining.
 
     Args:
         base_lr: learning rate for an effective batch of 256; the rate used grows in proportion to the batch.
         min_lr: learning rate at the end of the schedule.
         warmup_epochs: length of the linear warm-up, in epochs (fractions are fine).
         weight_decay: decoupled weight decay of matrices; vectors and biases have none.
-        betas: AdamW's decay rates of the two moments.
+        betas: AdamW's decay rates of the two moments; LARS takes the first one as its momentum.
+        optimizer: `adamw`, or `lars` with a trust coefficient of 0.001, which adapts matrices alone.
     """
 
     base_lr: float = 1.5e-4
@@ -29,10 +32,11 @@ class Recipe:
     warmup_epochs: float = 40
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: Literal["adamw", "lars"] = "adamw"
 
 
 def scaled_lr(base_lr: float, effective_batch: int) -> float:
-    """The linear rule (Goyal et al. 2017): base_lr x effective batch / 256, over all devices and accumulated batches."""
+    """The linear rule (Goyal et al. 2017): base_lr x effective batch / 256, over devices and accumulated batches."""
     return base_lr * effective_batch / 256
 
 
@@ -42,6 +46,61 @@ def warmup_cosine(step: int, warmup: float, total: float, peak: float, floor: fl
         return peak * step / warmup
     progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
     return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def layer_decay_groups(
+    encoder: VisionTransformer, layer_decay: float, weight_decay: float, written_for: int = 12
+) -> list[dict[str, Any]]:
+    """Parameter groups whose `lr_scale` falls from the head, 1, down to the embedding.
+
+    Layer l of a network of `depth` blocks (0 is the embedding) gets the scale that the layer at the same relative depth
+    has in a network of `written_for` blocks, layer_decay ** (1 + written_for (1 - l / depth)). At that depth it is the
+    published rule, layer_decay ** (depth + 1 - l) (Bao et al. 2022, He et al. 2022); at any depth the total from head
+    to embedding is the same, and from block to block the factor is layer_decay ** (written_for / depth).
+
+    Args:
+        encoder: a ViT with its head, and what else is trained with it.
+        layer_decay: factor from one layer to the layer below it, in a network of `written_for` blocks.
+        weight_decay: of matrices; vectors, biases, class token and positions have none.
+        written_for: number of blocks.
+
+    Raises:
+        InputError: where `layer_decay` does not lie between 0 and 1.
+    """
+    if not 0 < layer_decay <= 1 or written_for < 1:
+        raise InputError(f"layer_decay must lie between 0 and 1, and the depth be positive: {layer_decay}, {written_for}")
+    step = written_for / len(encoder.blocks)
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        encoder, weight_decay, encoder.no_weight_decay(), layer_decay=layer_decay**step
+    )
+    names = {parameter: name for name, parameter in encoder.named_parameters()}
+    for group in groups:
+        group["layer"] = _layer(names[group["params"][0]])
+        if group["layer"] != "head":  # from the head to the last block it is a whole step at every depth
+            group["lr_scale"] *= layer_decay ** (1 - step)
+    return groups
+
+
+def _layer(name: str) -> str:
+    """What to call the layer of a timm ViT that a parameter belongs to; a final norm goes with the last block."""
+    block = re.match(r"blocks\.(\d+)\.", name)
+    if block:
+        return f"block {block[1]}"
+    return "embedding" if re.match(r"cls_token|reg_token|pos_embed|patch_embed|norm_pre", name) else "head"
+
+
+def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over groups of parameters; the learning rate is set before every step."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.base_lr, betas=recipe.betas, fused=fused)
+    split = [
+        {**group, "params": chosen, "always_adapt": matrices}
+        for group in groups
+        for matrices in (True, False)
+        if (chosen := [parameter for parameter in group["params"] if (parameter.ndim > 1) == matrices])
+    ]
+    optimizer: torch.optim.Optimizer = Lars(split, lr=recipe.base_lr, momentum=recipe.betas[0], trust_coeff=0.001)
+    return optimizer
 
 
 class TrainingModule(LightningModule):
@@ -66,12 +125,16 @@ class TrainingModule(LightningModule):
         self.log_dict({f"train/{name}": value for name, value in logs.items()})
         return loss
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, in two groups: with and without weight decay. A group may have an `lr_scale`."""
+        groups: list[dict[str, Any]] = param_groups_weight_decay(self, self.recipe.weight_decay)
+        return groups
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over two groups, with and without weight decay. The learning rate is set before every step."""
-        groups = param_groups_weight_decay(self, self.recipe.weight_decay)
+        """The recipe's optimizer over the groups of parameters."""
         # Fused AdamW unscales by itself, which clipping under mixed precision does not allow.
         fused = not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
-        return torch.optim.AdamW(groups, lr=self.recipe.base_lr, betas=self.recipe.betas, fused=fused)
+        return build_optimizer(self.parameter_groups(), self.recipe, fused)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model. Raises `InputError` naming the first weight that differs."""

@@ -18,9 +18,10 @@ from torchvision.transforms import v2
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
-from bamboo.vision.folders import Sources, folder_sources
+from bamboo.vision.folders import Sources, all_images, folder_sources
 from bamboo.vision.images import MODES, Arrays, EvalImages, Source, TrainImages, collate
 from bamboo.vision.sampling import EvalSampler, Loader, TrainSampler
+from bamboo.vision.subsets import few
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ class ImageData(LightningDataModule):
         repeat: views of an image, which is decoded once for all of them; must divide `batch_size`.
         crop_scale: smallest share of an image's area in a training view.
         flip: probability that a training view is mirrored.
-        seed: seed of the order, the views and the split.
+        seed: seed of the order, the views, the split and the subset.
+        augment: a RandAugment policy of timm's for training views, such as `rand-m9-mstd0.5-inc1`.
+        erase: probability that a rectangle of a training view becomes noise.
+        fraction: share of each class to train on.
+        shots: images of each class to train on, instead of a fraction.
 
     Raises:
         InputError: where one of these cannot be.
@@ -52,11 +57,16 @@ class ImageData(LightningDataModule):
         crop_scale: float = 0.2,
         flip: float = 0.5,
         seed: int = 0,
+        augment: str | None = None,
+        erase: float = 0.0,
+        fraction: float = 1.0,
+        shots: int | None = None,
     ):
         super().__init__()
         self.size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.in_chans, self.batch_size, self.num_workers, self.repeat = in_chans, batch_size, num_workers, repeat
         self.crop_scale, self.flip, self.seed = crop_scale, flip, seed
+        self.augment, self.erase, self.fraction, self.shots = augment, erase, fraction, shots
         self.skipped: set[str] = set()
         self._train_loader: Loader | None = None
         self._restored: Mapping[str, int] = {}
@@ -68,6 +78,11 @@ class ImageData(LightningDataModule):
             raise InputError(f"batch_size {batch_size} counts views, so repeat {repeat} must divide it")
         if not (0 < crop_scale <= 1 and 0 <= flip <= 1):
             raise InputError(f"crop_scale and flip must be shares of one, got {crop_scale} and {flip}")
+        if not (0 <= erase <= 1 and 0 < fraction <= 1) or (shots is not None and (shots < 1 or fraction != 1)):
+            raise InputError(
+                f"erase and fraction must be shares of one, shots positive and instead of a fraction, got {erase}, "
+                f"{fraction} and {shots}"
+            )
 
     @abstractmethod
     def read_sources(self) -> Sources:
@@ -75,13 +90,23 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def sources(self) -> Sources:
-        """The images, found at the first use."""
-        return self.read_sources()
+        """The images, found at the first use; of those to train on, the part that is asked for."""
+        found = self.read_sources()
+        return found._replace(train=few(found.train, self.fraction, self.shots, self.seed))
 
     @property
     def num_classes(self) -> int:
         """Number of classes, 0 where the images have no labels."""
         return int(self.sources.train.labels.max()) + 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes: those of the folders, else numbers."""
+        return self.sources.train.classes or tuple(map(str, range(self.num_classes)))
+
+    def predict_source(self) -> Source:
+        """The images that `predict` runs over: those to validate on."""
+        return self.sources.val
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images, so that bad input shows before anything starts."""
@@ -90,7 +115,8 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Shuffled random views of this process's share of the images."""
-        images = TrainImages(self.sources.train, self.size, self.crop_scale, self.flip, self.repeat, self.seed)
+        how = (self.crop_scale, self.flip, self.repeat, self.seed, self.augment, self.erase)
+        images = TrainImages(self.sources.train, self.size, *how)
         batch = self.batch_size // self.repeat
         sampler = TrainSampler(images, batch, self.seed, *self._processes)
         self._train_loader = Loader(
@@ -102,7 +128,14 @@ class ImageData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole images, each of them once over all processes."""
-        images = EvalImages(self.sources.val, self.size)
+        return self._eval_loader(self.sources.val)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Whole images of `predict_source`, each of them once over all processes."""
+        return self._eval_loader(self.predict_source())
+
+    def _eval_loader(self, source: Source) -> DataLoader[Any]:
+        images = EvalImages(source, self.size)
         sampler = EvalSampler(images, self.batch_size, *self._processes)
         return DataLoader(
             images, self.batch_size, sampler=sampler, persistent_workers=self.num_workers > 0, **self._how
@@ -195,23 +228,43 @@ class ImageFolder(ImageData):
 
     With `train/` in it, training images come from there and validation images from `val/`, or else `test/`. Without,
     or without either of the latter, a part is held out. Where all images lie in two or more sub-folders, the
-    sub-folder is the class; else there are no labels.
+    sub-folder is the class; else there are no labels. Validation images may also lie in `val/` without sub-folders,
+    with a file that says their classes.
 
     Args:
         root: the folder; `~` is expanded.
         val_fraction: share of the images that is held out where the folder has no validation images of its own.
+        val_labels: text file below `root` with a line for each image of `val/`: its name, then its class, as the
+            name or the number of the class folder; commas, tabs or blanks between them, what follows is not read.
+        predict_root: folder of images that `predict` runs over, with or without classes; by default those to validate
+            on.
         **kwargs: arguments of `ImageData`.
     """
 
-    def __init__(self, root: str, val_fraction: float = 0.05, **kwargs: Any):
+    def __init__(
+        self,
+        root: str,
+        val_fraction: float = 0.05,
+        val_labels: str | None = None,
+        predict_root: str | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.root, self.val_fraction = Path(root).expanduser(), val_fraction
+        self.val_labels = self.root / val_labels if val_labels else None
+        self.predict_root = Path(predict_root).expanduser() if predict_root else None
         if not 0 < val_fraction < 1:
             raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
 
     def read_sources(self) -> Sources:
         """The files, with their classes."""
-        return folder_sources(self.root, self.in_chans, self.val_fraction, self.seed)
+        return folder_sources(self.root, self.in_chans, self.val_fraction, self.seed, self.val_labels)
+
+    def predict_source(self) -> Source:
+        """The images of `predict_root`, or else those to validate on."""
+        if self.predict_root is None:
+            return self.sources.val
+        return all_images(self.predict_root, self.in_chans, self.classes)
 
 
 class TorchvisionData(ImageData):

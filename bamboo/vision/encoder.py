@@ -90,9 +90,10 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
 def embed(encoder: VisionTransformer, patches: Tensor, keep: Tensor) -> Tensor:
     """Embed the visible patches alone: (B, N, patch values) at positions `keep` (B, V) to tokens (B, prefix + V, D)."""
     projection = encoder.patch_embed.proj
-    # `patchify` puts channels last, the convolution has them first.
-    weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
-    tokens = F.linear(gather(patches, keep), weight, projection.bias)
+    # `patchify` puts channels last, the convolution has them first. Turning its weight round instead would give it
+    # gradients of other strides, which distributed training copies in every step.
+    visible = gather(patches, keep).unflatten(-1, (-1, encoder.in_chans)).transpose(-1, -2).flatten(2)
+    tokens = F.linear(visible, projection.weight.flatten(1), projection.bias)
     start = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
     tokens = tokens + gather(encoder.pos_embed[:, start:], keep)
     prefix = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]

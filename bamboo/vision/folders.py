@@ -1,12 +1,14 @@
 """Folders of images: which files there are, which classes they have, and what is held out for validation."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
@@ -23,24 +25,73 @@ class Sources(NamedTuple):
     val: Source
 
 
-def folder_sources(root: Path, in_chans: int, val_fraction: float = 0.05, seed: int = 0) -> Sources:
+def folder_sources(
+    root: Path, in_chans: int, val_fraction: float = 0.05, seed: int = 0, val_labels: Path | None = None
+) -> Sources:
     """The images of a folder in any of the layouts that `ImageFolder` describes.
 
     Raises:
-        InputError: where there is no image that can be read, or the classes of training and validation differ.
+        InputError: where there is no image that can be read, a class without images, or the classes of training and
+            validation differ.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected a folder of images, or one with train/ and val/ in it")
     train_root = root / "train" if (root / "train").is_dir() else root
-    train, classes = _scan_source(train_root, in_chans)
+    train = _scan_source(train_root, in_chans)
     held_out = [root / name for name in ("val", "test") if (root / name).is_dir()] if train_root != root else []
     if not held_out:
         return _hold_out(train, val_fraction, seed, root)
-    val, val_classes = _scan_source(held_out[0], in_chans)
-    if classes != val_classes:
-        only = ", ".join(sorted(set(classes) ^ set(val_classes))[:3])
+    val = _scan_source(held_out[0], in_chans)
+    if val_labels:
+        val.labels = read_labels(val_labels, val, train.classes)
+    elif train.classes != val.classes:
+        only = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
         raise InputError(f"{held_out[0]}: its class folders must be those of {train_root}; in one of them only: {only}")
     return Sources(train, val)
+
+
+def all_images(root: Path, in_chans: int, classes: tuple[str, ...]) -> Source:
+    """Every image of a folder; those in a sub-folder that bears the name of a class have its label, others -1.
+
+    Raises:
+        InputError: where there is no such folder, or no image in it that can be read.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; expected a folder of images")
+    files = _scan_source(root, in_chans)
+    if files.classes:
+        numbers = [classes.index(name) if name in classes else -1 for name in files.classes]
+        files.labels = np.array(numbers, np.int64)[files.labels]
+    return files
+
+
+def read_labels(path: Path, files: Files, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """The class of each file by a text file: see `val_labels` of `ImageFolder`.
+
+    Raises:
+        InputError: for a file that cannot be read, a class that is none of `classes`, or an image without a line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the labels {path}: {error}") from error
+    names = [os.fsdecode(name).rpartition("/")[2] for name in files.names]
+    places = {key: place for place, name in enumerate(names) for key in (name, name.rpartition(".")[0])}
+    numbers = {**{str(number): number for number in range(len(classes))}, **{c: i for i, c in enumerate(classes)}}
+    labels = np.full(len(files), -1, np.int64)
+    for number, line in enumerate(lines, start=1):
+        name, *told = re.split(r"[,\s]+", line.strip())
+        place = places.get(name.rpartition("/")[2])
+        if place is None:  # a heading, or a file that is not there
+            continue
+        if not told or told[0] not in numbers:
+            raise InputError(
+                f"{path}, line {number}: class {' '.join(told[:1])!r} has no folder among the {len(classes)}"
+            )
+        labels[place] = numbers[told[0]]
+    if labels.min() < 0:
+        raise InputError(f"{path} has no line for {files.name(int(labels.argmin()))}")
+    return labels
 
 
 def scan(folder: Path | str, prefix: str = "") -> Iterator[str]:
@@ -55,18 +106,28 @@ def scan(folder: Path | str, prefix: str = "") -> Iterator[str]:
                 yield prefix + entry.name
 
 
-def _scan_source(root: Path, in_chans: int) -> tuple[Files, list[str]]:
-    """The images of a folder and the names of their classes, none where it is not made of class folders."""
+def _scan_source(root: Path, in_chans: int) -> Files:
+    """The images of a folder, with classes where it is made of class folders."""
     paths = list(scan(root))
     if not paths:
         raise InputError(f"{root}: no images in it; expected files that end in {' '.join(EXTENSIONS)}")
     folders = [path.partition("/")[0] for path in paths]
     classes = sorted(set(folders)) if all("/" in path for path in paths) else []
+    if len(classes) > 1:
+        _check_filled(root, classes)
     numbers = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else {}
     labels = np.array([numbers.get(folder, -1) for folder in folders], np.int64)
-    files = Files(root, np.array([os.fsencode(path) for path in paths]), labels, in_chans)
+    files = Files(root, np.array([os.fsencode(path) for path in paths]), labels, in_chans, tuple(numbers))
     _check_readable(files, root)
-    return files, list(numbers)
+    return files
+
+
+def _check_filled(root: Path, classes: list[str]) -> None:
+    """A class folder without images would give the classes after it other numbers than elsewhere."""
+    found = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    empty = sorted(found - set(classes))
+    if empty:
+        raise InputError(f"{root / empty[0]}: a class folder without images; fill it or remove it")
 
 
 def _check_readable(files: Files, root: Path) -> None:

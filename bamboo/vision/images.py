@@ -5,9 +5,10 @@ where `bamboo.vision.pixels.PixelScale` standardises them.
 """
 
 import os
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
+from bamboo.vision.augment import Erase, RandAugment
 from bamboo.vision.sampling import NOTHING
 
 try:  # deprecated since torchvision 0.29: where it is gone, Pillow reads everything, more slowly
@@ -70,10 +72,11 @@ def _read_with_pillow(path: str | Path, in_chans: int) -> Tensor:
 
 
 class Source(ABC):
-    """Images that can be read by index, each with a label (-1 for none)."""
+    """Images that can be read by index, each with a label (-1 for none), and the names of the labels, if any."""
 
     labels: NDArray[np.int64]
     in_chans: int
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,10 +102,19 @@ class Files(Source):
         names: encoded paths, in one array because workers would copy a list of strings by counting references to it.
         labels: class of each image.
         in_chans: channels to read.
+        classes: names of the labels.
     """
 
-    def __init__(self, root: str | Path, names: NDArray[np.bytes_], labels: NDArray[np.int64], in_chans: int):
+    def __init__(
+        self,
+        root: str | Path,
+        names: NDArray[np.bytes_],
+        labels: NDArray[np.int64],
+        in_chans: int,
+        classes: tuple[str, ...] = (),
+    ):
         self.root, self.names, self.labels, self.in_chans = Path(root), names, labels, in_chans
+        self.classes = classes
 
     def name(self, index: int) -> str:
         """The path of an image."""
@@ -114,7 +126,7 @@ class Files(Source):
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "Files":
         """Some of the files."""
-        return Files(self.root, self.names[indices], self.labels[indices], self.in_chans)
+        return Files(self.root, self.names[indices], self.labels[indices], self.in_chans, self.classes)
 
 
 class Arrays(Source):
@@ -147,15 +159,36 @@ class Sample(NamedTuple):
     images: Tensor
     label: int
     skipped: list[str]
+    number: int = NOTHING
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """A batch of all views: `image` uint8 (B, C, H, W), `label` int64 (B,), `skipped` paths."""
+    """A batch of all views: `image` uint8 (B, C, H, W), `label` and `index` int64 (B,), `skipped` paths."""
     return {
         "image": torch.cat([sample.images for sample in samples]),
         "label": torch.tensor([s.label for s in samples for _ in s.images], dtype=torch.int64),
+        "index": torch.tensor([s.number for s in samples for _ in s.images], dtype=torch.int64),
         "skipped": [path for sample in samples for path in sample.skipped],
     }
+
+
+@contextmanager
+def own_streams() -> Iterator[None]:
+    """Leave the global random streams as they were: torch's, which torchvision draws from, Python's and NumPy's."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def seed_streams(seed: int) -> None:
+    """Start the three global random streams of a CPU anew."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 class TrainImages(Dataset[Sample]):
@@ -170,6 +203,8 @@ class TrainImages(Dataset[Sample]):
         flip: probability of a horizontal flip.
         repeat: views of an image, which is decoded once for all of them.
         seed: seed of the views.
+        augment: a RandAugment policy in timm's notation, such as `rand-m9-mstd0.5-inc1`; none by default.
+        erase: probability that a rectangle of a view becomes noise.
     """
 
     def __init__(
@@ -180,10 +215,15 @@ class TrainImages(Dataset[Sample]):
         flip: float = 0.5,
         repeat: int = 1,
         seed: int = 0,
+        augment: str | None = None,
+        erase: float = 0.0,
     ):
         self.source, self.repeat, self.seed = source, repeat, seed
         crop = v2.RandomResizedCrop(size, scale=(crop_scale, 1.0), interpolation=BICUBIC, antialias=True)
-        self.transform = v2.Compose([crop, v2.RandomHorizontalFlip(flip)])
+        steps = [crop, v2.RandomHorizontalFlip(flip)]
+        steps += [RandAugment(augment, size, source.in_chans)] if augment else []
+        steps += [Erase(erase, source.in_chans)] if erase else []
+        self.transform = v2.Compose(steps)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -192,11 +232,11 @@ class TrainImages(Dataset[Sample]):
         index, epoch = (key, 0) if isinstance(key, int) else key
         image, label, skipped = self._readable(index)
         views = []
-        with torch.random.fork_rng(devices=[]):
+        with own_streams():
             for view in range(self.repeat):
-                torch.default_generator.manual_seed(derive_seed(self.seed, "view", epoch, index, view))
+                seed_streams(derive_seed(self.seed, "view", epoch, index, view))
                 views.append(self.transform(image))
-        return Sample(torch.stack(views), label, skipped)
+        return Sample(torch.stack(views), label, skipped, index)
 
     def _readable(self, index: int) -> tuple[Tensor, int, list[str]]:
         skipped: list[str] = []
@@ -229,7 +269,7 @@ class EvalImages(Dataset[Sample]):
         if index != NOTHING:
             try:
                 image = evaluation_view(self.source.read(index), self.size)
-                return Sample(image[None], int(self.source.labels[index]), [])
+                return Sample(image[None], int(self.source.labels[index]), [], index)
             except Unreadable:
                 skipped.append(self.source.name(index))
         return Sample(torch.empty(0, self.source.in_chans, *self.size, dtype=torch.uint8), -1, skipped)

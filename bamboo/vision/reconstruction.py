@@ -1,6 +1,5 @@
 """Pictures of what a masked autoencoder makes of an image: input, masked, prediction, paste-up."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +106,12 @@ class ReconstructionPanel(Callback):
         images = next(iter(loader))["image"][: self.images].to(module.device)
         with trainer.precision_plugin.forward_context():
             pictures = reconstruct(module.mae, module.pixels, images, module.seed)
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        log_dir = trainer.log_dir  # all processes must ask for it
+        if not trainer.is_global_zero or log_dir is None:
             return
-        self.path = save_panel(pictures, Path(trainer.log_dir) / "reconstruction.png", note_for(module.mae))
+        self.path = save_panel(pictures, Path(log_dir) / "reconstruction.png", note_for(module.mae))
         if isinstance(trainer.logger, TensorBoardLogger):
-            strip: Sequence[Tensor] = [torch.cat(list(row), dim=-1) for row in pictures]
-            sheet = torch.cat(list(strip), dim=-2)
+            sheet = torch.cat([torch.cat(list(row), dim=-1) for row in pictures], dim=-2)
             trainer.logger.experiment.add_image("reconstruction", sheet, trainer.global_step)
 
     def summary(self) -> dict[str, str]:

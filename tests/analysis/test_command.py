@@ -70,7 +70,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(models: list[Any], data: Any, out: Path, **kwargs: Any) -> Comparison:
     small = {"samples": 6, "batch_size": 4, "measures": ["token_similarity"], "pictures": 0}
-    profile_command([str(model) for model in models], str(data), out, **{**small, **kwargs})
+    profile_command([str(model) for model in models], data=str(data), out=out, **{**small, **kwargs})
     return Comparison.load(out)
 
 
@@ -174,6 +174,21 @@ def test_timm_weights_of_a_file_are_used(tmp_path: Path):
     assert torch.equal(opened.model.blocks[3].mlp.fc1.weight, model.blocks[3].mlp.fc1.weight)
 
 
+def test_timm_models_that_are_no_plain_vits_are_loaded(tmp_path: Path):
+    name = "eva02_tiny_patch14_224"
+    model = timm.create_model(name, depth=12)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    opened = open_model(f"timm:{name}@{tmp_path / 'w.safetensors'}")
+    assert torch.equal(opened.model.blocks[3].norm1.weight, model.blocks[3].norm1.weight)
+    assert torch.equal(opened.model.blocks[3].attn.proj.weight, model.blocks[3].attn.proj.weight)
+    assert not torch.equal(fresh_copy(opened).model.blocks[3].attn.proj.weight, model.blocks[3].attn.proj.weight)
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"cannot be loaded.*@FILE"):
+        open_model(f"timm:{name}@{tmp_path / 'other.safetensors'}")
+    with pytest.raises(InputError, match=r"no/file is missing"):
+        open_model(f"timm:{name}@no/file")
+
+
 @pytest.mark.parametrize("source", ["checkpoint", "timm:vit_tiny_patch16_224@random", "bert"])
 def test_baseline_has_the_architecture_and_other_weights(source: str, request: pytest.FixtureRequest):
     opened = open_model(source if ":" in source else str(request.getfixturevalue(source)))
@@ -200,6 +215,7 @@ def test_labels_are_told_from_paths(tmp_path: Path):
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "unknown timm name": (["timm:vit_tiny_patch16_223@random", "digits"], {}, "did you mean 'vit_tiny"),
     "stages": (["timm:swin_tiny_patch4_window7_224@random", "digits"], {}, "merges tokens between"),
+    "stages with weights": (["timm:swin_tiny_patch4_window7_224", "digits"], {}, "merges tokens between"),
     "convolutions": (["timm:resnet18@random", "digits"], {}, "no list of transformer blocks"),
     "missing file": (["nothing.ckpt", "digits"], {}, "nothing.ckpt is missing"),
     "unknown name of the hub": (["hf:nobody/nothing", "digits"], {}, "hf:nobody/nothing cannot be loaded"),

@@ -276,7 +276,7 @@ def test_wrong_data_for_a_model_gets_one_clear_line():
 
 def test_groups_and_names_choose_measures():
     assert choose(["token_similarity"]) == ("token_similarity",)
-    assert set(choose(["ranks", "spectrum"])) == {"effective_rank", "stable_rank", "spectrum"}
+    assert set(choose(["pairs", "spectrum"])) == {"absolute_similarity", "spectrum"}
     assert choose(["all"]) == tuple(DEFINITIONS)
 
 

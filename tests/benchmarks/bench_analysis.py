@@ -1,10 +1,11 @@
 """What measuring costs beside the forward pass it looks at, and beside the naive way of measuring.
 
-Ratios of medians over interleaved runs, so that a busy machine slows both sides alike. The naive way keeps all hidden
-states, as `output_hidden_states` and `forward_intermediates` do, and computes every tokens x tokens matrix of cosines.
+Ratios of the fastest of several interleaved runs, since what else a machine does only adds to a time. The naive way
+keeps all hidden states, as `output_hidden_states` and `forward_intermediates` do, and computes every tokens x tokens
+matrix of cosines.
 """
 
-import statistics
+import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -42,12 +43,13 @@ def bench_analysis() -> dict[str, float]:
         "stream": lambda: profile(encoder, [images], ["stream"]),
         "default": lambda: profile(encoder, [images]),
         "ranks": lambda: profile(encoder, [images], ["effective_rank", "stable_rank"]),
+        "attention": lambda: profile(encoder, [images], ["attention"]),
     }
     with torch.inference_mode():
-        seconds = medians(runs, repeats=4)
+        seconds = fastest(runs, repeats=6)
         states = hidden_states(encoder, images)
         hot = states[-1:] * len(states)  # a state that is measured as it appears is still in the cache
-        alone = medians({"naive": lambda: naive(states), "streaming": lambda: streaming(hot)}, repeats=9)
+        alone = fastest({"naive": lambda: naive(states), "streaming": lambda: streaming(hot)}, repeats=9)
         memory = {"naive": naive_memory(states), "streaming": streaming_memory(encoder, states)}
     costs = {f"cost_{name}": seconds[name] / seconds["plain"] for name in runs if name != "plain"}
     return {
@@ -58,16 +60,15 @@ def bench_analysis() -> dict[str, float]:
     }
 
 
-def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
+def fastest(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of the fastest run of each, run in turn."""
+    best = dict.fromkeys(runs, math.inf)
+    for _ in range(repeats):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            if repeat:  # the first is a warm-up
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in taken.items()}
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
 
 
 def hidden_states(encoder: torch.nn.Module, images: Tensor) -> list[Tensor]:
@@ -153,7 +154,7 @@ def monitor_share(encoder: torch.nn.Module, images: Tensor) -> float:
             encoder.forward_features(images)
         torch.stack(seen).tolist()
 
-    seconds = medians({"plain": lambda: encoder.forward_features(images), "looked at": looked_at}, repeats=3)
+    seconds = fastest({"plain": lambda: encoder.forward_features(images), "looked at": looked_at}, repeats=3)
     return max(0.0, seconds["looked at"] / seconds["plain"] - 1) / STEPS_BETWEEN_LOOKS
 
 

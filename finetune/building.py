@@ -1,0 +1,66 @@
+"""The encoder of a classifier: a pretrained one, checked against the configuration, or a fresh one at a shape."""
+
+from pathlib import Path
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from bamboo.checkpoints import load_encoder, pixel_scale
+from bamboo.errors import InputError
+from bamboo.shapes import Patches, Shape, find_shape
+from bamboo.sources import ratio
+from bamboo.vision.encoder import build_encoder
+from bamboo.vision.pixels import PixelScale
+
+SCRATCH = "scratch"
+"""The word that asks for fresh weights in place of a pretrained encoder."""
+
+ImageSize = int | tuple[int, int]
+
+
+def make_encoder(
+    source: str | Path | None, shape: str | Shape | None, image_size: ImageSize, patch_size: int | None, in_chans: int
+) -> tuple[VisionTransformer, PixelScale]:
+    """An encoder without a head, and how its images are standardised.
+
+    Args:
+        source: anything that `load_encoder` reads; `scratch` or None for fresh weights.
+        shape: depth, width and heads, or a name; by default those of the source.
+        image_size: height and width in pixels, to which positions are resampled.
+        patch_size: side of a patch in pixels; by default that of the source.
+        in_chans: channels, to which the patch projection is adapted.
+
+    Raises:
+        InputError: where the source cannot be read or is of another shape or patch, or a fresh encoder has no sizes.
+    """
+    if source is None or source == SCRATCH:
+        if shape is None or patch_size is None:
+            raise InputError("without a pretrained encoder give model.init_args.shape and model.init_args.patch_size")
+        size = Patches.of(image_size, patch_size, in_chans)
+        return build_encoder(find_shape(shape), size), PixelScale(in_chans)
+    encoder, report = load_encoder(source, image_size, in_chans)
+    found, patch = shape_of(encoder), encoder.patch_embed.patch_size[0]
+    wanted = find_shape(shape) if shape is not None else found
+    if found != wanted:
+        raise InputError(f"{source} is {_words(found)}, and model.init_args.shape says {_words(wanted)}")
+    if patch_size is not None and patch != patch_size:
+        raise InputError(f"{source} has patches of {patch} pixels, and model.init_args.patch_size says {patch_size}")
+    scale = pixel_scale(source)
+    print(report)
+    return encoder, scale if scale.mean.numel() == in_chans else PixelScale(in_chans)
+
+
+def shape_of(encoder: VisionTransformer) -> Shape:
+    """Depth, width, heads and `mlp_ratio` of a timm ViT."""
+    block, width = encoder.blocks[0], encoder.embed_dim
+    return Shape(len(encoder.blocks), width, block.attn.num_heads, ratio(block.mlp.fc1.out_features, width))
+
+
+def layer_norm_eps(encoder: VisionTransformer) -> float:
+    """The epsilon of the norms in the blocks."""
+    norm: nn.LayerNorm = encoder.blocks[0].norm1
+    return float(norm.eps)
+
+
+def _words(shape: Shape) -> str:
+    return f"{shape} with {shape.heads} heads"

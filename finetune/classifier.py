@@ -1,0 +1,268 @@
+"""Classification of images: fine-tuning, linear and attentive probes, and training from scratch, all one module."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from bamboo.errors import InputError
+from bamboo.seeds import derive_seed
+from bamboo.shapes import Patches, Shape, encoder_flops
+from bamboo.training import Recipe, TrainingModule, layer_decay_groups
+from bamboo.vision.heads import Pool, attach_head, set_drop_path
+from bamboo.vision.images import seed_streams
+from bamboo.vision.pixels import PixelScale
+
+from .building import SCRATCH, ImageSize, make_encoder, shape_of
+from .tables import learning_rates
+
+FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))
+"""What He et al. 2022 fine-tune ViT-B with."""
+
+
+class Classifier(TrainingModule):
+    """A ViT with a head, trained whole or, with `freeze`, above a frozen encoder.
+
+    Every draw of a step (mixup, drop path) is a pure function of the seed, the epoch, the step and the process.
+
+    Args:
+        num_classes: classes to tell apart; must be those of the data.
+        encoder: what to start from: anything that `bamboo.checkpoints.load_encoder` reads, or `scratch`. Training
+            needs it; evaluating a checkpoint of this class does not.
+        shape: depth, width and heads, or a name; by default those of the encoder, which must agree.
+        image_size: height and width in pixels; one number for a square.
+        patch_size: side of a patch in pixels; by default that of the encoder, which must agree.
+        in_chans: channels of an image.
+        pool: what the head sees: `avg`, `token` or `map`, see `bamboo.vision.heads.attach_head`.
+        freeze: train what stands above the encoder alone.
+        batch_norm: a batch norm without weights before the head.
+        head_init_std: of the head's weights at the start.
+        drop_path: probability that a branch of the last block is left out; lower blocks have less.
+        layer_decay: learning rate of a layer over that of the layer above, in a network of `layer_decay_depth` blocks.
+        layer_decay_depth: number of blocks that `layer_decay` is written for; at another depth the layer at the same
+            relative depth has the same rate, see `bamboo.training.layer_decay_groups`.
+        mixup: parameter of the beta distribution that images are mixed by (Zhang et al. 2018), 0 for none.
+        cutmix: likewise for pasted rectangles (Yun et al. 2019); with both, each takes half of the batches.
+        label_smoothing: share of a label that is spread over all classes.
+        recipe: learning rate, schedule and optimizer.
+        seed: of mixup and drop path.
+        mean: mean of each channel on a scale of 0 to 1; by default as in the encoder.
+        std: standard deviation of each channel, likewise.
+        layer_norm_eps: epsilon of every LayerNorm; by default as in the encoder.
+        compile: compile each block where there is a GPU.
+        grad_checkpointing: trade a second forward pass of the blocks for their memory.
+
+    Raises:
+        InputError: where two of these contradict each other or the encoder.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        encoder: str | Path | None = None,
+        shape: str | Shape | None = None,
+        image_size: ImageSize = 224,
+        patch_size: int | None = None,
+        in_chans: int = 3,
+        pool: Pool = "avg",
+        freeze: bool = False,
+        batch_norm: bool = False,
+        head_init_std: float = 2e-5,
+        drop_path: float = 0.0,
+        layer_decay: float = 1.0,
+        layer_decay_depth: int = 12,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        label_smoothing: float = 0.0,
+        recipe: Recipe = FINE_TUNING,
+        seed: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        layer_norm_eps: float | None = None,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(recipe)
+        if freeze and (drop_path or layer_decay != 1):
+            raise InputError(
+                "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
+            )
+        self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans)
+        self.shape, self.patches = shape_of(self.model), _patches(self.model)
+        self.pixels = PixelScale(in_chans, mean or _shares(scale.mean), std or _shares(scale.std))
+        _set_eps(self.model, layer_norm_eps)
+        self.save_hyperparameters(
+            {
+                "num_classes": num_classes,
+                "encoder": None,  # a checkpoint holds the weights, so it needs no other to be read
+                "shape": asdict(self.shape),
+                "image_size": self.patches.image_size,
+                "patch_size": self.patches.patch_size,
+                "in_chans": in_chans,
+                "pool": pool,
+                "freeze": freeze,
+                "batch_norm": batch_norm,
+                "recipe": asdict(recipe),
+                "mean": _shares(self.pixels.mean),
+                "std": _shares(self.pixels.std),
+                "layer_norm_eps": self.model.blocks[0].norm1.eps,
+            }
+        )
+        attach_head(self.model, num_classes, pool, batch_norm, head_init_std)
+        set_drop_path(self.model, drop_path)
+        self.model.set_grad_checkpointing(grad_checkpointing)
+        self.model.requires_grad_(not freeze)
+        for part in (self.model.head, self.model.fc_norm, self.model.attn_pool):
+            if part is not None:
+                part.requires_grad_(True)
+        self.source, self.num_classes, self.classes = encoder, num_classes, [str(n) for n in range(num_classes)]
+        self.freeze_encoder, self.layer_decay, self.seed, self.compile_blocks = freeze, layer_decay, seed, compile
+        self.layer_decay_depth = layer_decay_depth
+        self.label_smoothing = label_smoothing
+        self.mixing = _mixing(mixup, cutmix, label_smoothing, num_classes)
+        self.val_loss, self.val_samples = MeanMetric(), SumMetric()
+        self.top1, self.top5 = (
+            MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False)
+            for k in (1, 5)
+        )
+
+    def setup(self, stage: str) -> None:
+        """Check the model against the data, and compile the blocks in place."""
+        if stage == "fit" and self.source is None and not self.trainer.ckpt_path:
+            hint = f"--model.init_args.encoder CHECKPOINT, or {SCRATCH!r} for fresh weights"
+            raise InputError(f"there is no encoder to start from: give {hint}")
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and stage != "predict":
+            self._check_data(data)
+        if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
+            for block in self.model.blocks:
+                block.compile()
+
+    def _check_data(self, data: Any) -> None:
+        if not data.num_classes:
+            raise InputError("the data have no classes: expected one sub-folder of images per class")
+        if data.num_classes != self.num_classes:
+            raise InputError(
+                f"the data have {data.num_classes} classes and the model {self.num_classes}: "
+                f"set model.init_args.num_classes to {data.num_classes}"
+            )
+        if self.mixing and data.batch_size % 2:
+            raise InputError(f"mixup and cutmix pair images: data.init_args.batch_size {data.batch_size} must be even")
+        self.classes = list(data.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) in fp32 of byte images (B, C, H, W), or of standardised floats."""
+        images = self.pixels(self._checked(images))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+            features = self.model.forward_features(images)
+        logits: Tensor = self.model.forward_head(features)
+        return logits.float()
+
+    def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of a batch; in training of mixed images against mixed and smoothed labels."""
+        images, labels = batch["image"], batch["label"]
+        if self.mixing is None or stage != "train":
+            smoothing = self.label_smoothing if stage == "train" else 0.0
+            return F.cross_entropy(self(images), labels, label_smoothing=smoothing), {}
+        mixed, target = self.mixing(self.pixels(images), labels)
+        return F.cross_entropy(self(mixed), target), {}
+
+    def on_train_start(self) -> None:
+        """Fix the schedule, and show what learning rate each layer has at its peak."""
+        super().on_train_start()
+        if self.trainer.is_global_zero:
+            print(learning_rates(self.trainer.optimizers[0].param_groups, self._schedule["peak"]))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate and start the random streams anew, so that a resumed run draws what it would have."""
+        super().on_train_batch_start(batch, batch_idx)
+        seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+        seed_streams(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, by layer, and by whether there is weight decay."""
+        weight_decay = self.recipe.weight_decay
+        return layer_decay_groups(self.model, self.layer_decay, weight_decay, self.layer_decay_depth)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Count right answers; every sample counts once, and a batch may be empty."""
+        images, labels = batch["image"], batch["label"]
+        if len(images):
+            logits = self(images)
+            self.val_loss.update(F.cross_entropy(logits, labels), weight=len(images))
+            self.top1.update(logits, labels)
+            self.top5.update(logits, labels)
+        self.val_samples.update(len(images))
+        self.log("val/top1", self.top1, prog_bar=True)
+        self.log("val/top5", self.top5)
+        self.log("val/loss", self.val_loss)
+        self.log("val/samples", self.val_samples)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the speed over all processes, reading of the images included."""
+        self.log("val/images_per_s", self.val_samples.compute() / (time.perf_counter() - self._since))
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The most probable class of each image and its probability, (B,) each, beside the image's number and label."""
+        probability, predicted = self(batch["image"]).softmax(dim=1).max(dim=1)
+        return {"number": batch["index"], "label": batch["label"], "predicted": predicted, "probability": probability}
+
+    def flops_per_sample(self) -> int:
+        """FLOPs of one training step on one image: a backward pass costs as much as two forward passes."""
+        return encoder_flops(self.shape, self.patches) * (1 if self.freeze_encoder else 3)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the names of the classes."""
+        checkpoint["classes"] = self.classes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the names of the classes from the run."""
+        self.classes = checkpoint["classes"]
+
+    def _checked(self, images: Tensor) -> Tensor:
+        expected = (self.patches.in_chans, *self.patches.image_size)
+        if images.shape[1:] != expected:
+            raise InputError(
+                f"the data gives images of (channels, height, width) {tuple(images.shape[1:])} and the model expects "
+                f"{expected}: set image_size and in_chans alike under data.init_args and model.init_args"
+            )
+        return images
+
+
+def _patches(encoder: VisionTransformer) -> Patches:
+    embed = encoder.patch_embed
+    return Patches(tuple(embed.img_size), embed.patch_size[0], encoder.in_chans)
+
+
+def _shares(scale: Tensor) -> list[float]:
+    """The mean or deviation of each channel on a scale of 0 to 1."""
+    return [round(value / 255, 6) for value in scale.flatten().tolist()]
+
+
+def _set_eps(encoder: VisionTransformer, eps: float | None) -> None:
+    for module in encoder.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm):
+            module.eps = eps
+
+
+def _mixing(mixup: float, cutmix: float, label_smoothing: float, num_classes: int) -> Mixup | None:
+    if min(mixup, cutmix) < 0 or not 0 <= label_smoothing < 1:
+        raise InputError("mixup and cutmix must not be negative, and label_smoothing must be at least 0 and below 1")
+    if not (mixup or cutmix):
+        return None
+    return Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)

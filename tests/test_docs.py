@@ -1,0 +1,77 @@
+"""Every example in the README and in docs/ runs, at a reduced size, in the order in which it is written."""
+
+import re
+import shlex
+
+import pytest
+from PIL import Image
+
+from bamboo.cli import main
+from tests.runs import ROOT, TINY, fit
+
+PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+CLUSTER = re.compile(r" --trainer\.(devices|num_nodes|strategy) \S+")
+SMALL_RUN = [
+    *TINY,
+    *("--model.init_args.image_size", "32", "--model.init_args.patch_size", "8", "--trainer.limit_train_batches", "2"),
+    *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+    *("--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0"),
+]
+REDUCED = {"fit": SMALL_RUN, "validate": SMALL_RUN, "profile": ["--samples", "8", "--batch-size", "4"]}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    return [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, image_root):
+    """A folder with what the pages speak of: the configurations, a finished quickstart, a photo."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "README.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    Image.new("RGB", (60, 40), "green").save("photo.jpg")
+    assert fit(*SMALL_RUN[len(TINY) :]) == 0
+    return image_root
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_the_commands_of_a_page_run(page, workplace):
+    for line in commands(page):
+        line = re.sub(r"/path/to/\w+", str(workplace), CLUSTER.sub("", line))
+        program, verb, *rest = shlex.split(line, comments=True)
+        if program == "make":
+            assert f"\n{verb}: " in (ROOT / "Makefile").read_text(), line
+            continue
+        assert program == "bamboo", line
+        try:
+            code = main([verb, *rest, *REDUCED.get(verb, [])])
+        except SystemExit as stop:  # --help and --print_config
+            code = stop.code or 0
+        assert code == 0, line
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_the_python_of_a_page_runs(page, workplace, capsys):
+    for format in ("reference", "hf"):
+        assert main(["export", "runs/quickstart/version_0/checkpoints/last.ckpt", "--format", format, "--out", "exported"]) == 0
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_the_table_of_shapes_in_the_readme_is_what_the_command_prints(capsys):
+    (console,) = blocks("README.md", "console")
+    command, _, table = console.partition("\n")
+    assert main(shlex.split(command.removeprefix("$ bamboo"))) == 0
+    assert capsys.readouterr().out.strip() == table.strip()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
+        assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), target
