@@ -21,7 +21,10 @@ TRAINING = {
 COMMANDS = {
     "shapes": ("bamboo.commands:shapes", "list depths and widths, their parameters and FLOPs, and equal-cost ladders"),
     "reconstruct": ("bamboo.commands:reconstruct", "show what a masked autoencoder makes of your images"),
-    "profile": ("bamboo.analysis.command:profile_command", "measure how alike tokens grow with depth, in any transformer"),
+    "profile": (
+        "bamboo.analysis.command:profile_command",
+        "measure how alike tokens grow with depth, in any transformer",
+    ),
     "export": ("bamboo.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
 }
 

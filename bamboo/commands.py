@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from bamboo.errors import InputError
 from bamboo.shapes import (
     DECODER,
     SHAPES,
     Patches,
-    Shape,
     decoder_flops,
     decoder_parameters,
     default_patch_size,
@@ -75,7 +73,10 @@ def _print_named(image_size: int) -> None:
 
 def _print_ladder(budget: str, steps: object, patches: Patches) -> None:
     base, visible = find_shape(budget), patches.visible(MASK_RATIO)
-    rows = [["depth x width", "heads", "blocks", "", "full", "", "masked"], ["", "", "M params", "", "GFLOPs", "", "GFLOPs"]]
+    rows = [
+        ["depth x width", "heads", "blocks", "", "full", "", "masked"],
+        ["", "", "M params", "", "GFLOPs", "", "GFLOPs"],
+    ]
     for shape in steps:  # type: ignore[attr-defined]
         flops = encoder_flops(shape, patches)
         rows.append(
@@ -97,7 +98,9 @@ def _print_ladder(budget: str, steps: object, patches: Patches) -> None:
 def _table(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 
@@ -129,7 +132,9 @@ def reconstruct(checkpoint: Path, images: list[Path], *, out: Path, seed: int = 
     height, width = mae.encoder.patch_embed.img_size
     for image in tqdm(images, unit="image"):
         picture = evaluation_view(read_image(image, mae.encoder.in_chans), (height, width))
-        save_panel(reconstruct(mae, scale, picture[None], seed), out / f"{image.stem}_reconstruction.png", note_for(mae))
+        save_panel(
+            reconstruct(mae, scale, picture[None], seed), out / f"{image.stem}_reconstruction.png", note_for(mae)
+        )
     print(f"{len(images)} pictures in {out}: {note_for(mae)}")
 
 

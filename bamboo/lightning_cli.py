@@ -97,4 +97,3 @@ def run(args: list[str]) -> None:
         if known is None and not str(error).startswith("Does not validate"):
             raise
         raise known or InputError(one_line(str(error), args)) from None
-

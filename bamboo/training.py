@@ -68,7 +68,9 @@ def layer_decay_groups(
         InputError: where `layer_decay` does not lie between 0 and 1.
     """
     if not 0 < layer_decay <= 1 or written_for < 1:
-        raise InputError(f"layer_decay must lie between 0 and 1, and the depth be positive: {layer_decay}, {written_for}")
+        raise InputError(
+            f"layer_decay must lie between 0 and 1, and the depth be positive: {layer_decay}, {written_for}"
+        )
     step = written_for / len(encoder.blocks)
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         encoder, weight_decay, encoder.no_weight_decay(), layer_decay=layer_decay**step

@@ -178,7 +178,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(
 
 def test_print_config_shows_what_a_run_would_use(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(CONFIGS / "pretrain/imagenet_bamboo_base.yaml"), "--data.init_args.root=x", "--print_config"])
+        main(
+            [
+                "fit",
+                "--config",
+                str(CONFIGS / "pretrain/imagenet_bamboo_base.yaml"),
+                "--data.init_args.root=x",
+                "--print_config",
+            ]
+        )
     out = capsys.readouterr().out
     assert stop.value.code in (0, None)
     assert "shape: bamboo-base" in out

@@ -58,7 +58,10 @@ def test_the_commands_of_a_page_run(page, workplace):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_the_python_of_a_page_runs(page, workplace, capsys):
     for format in ("reference", "hf"):
-        assert main(["export", "runs/quickstart/version_0/checkpoints/last.ckpt", "--format", format, "--out", "exported"]) == 0
+        assert (
+            main(["export", "runs/quickstart/version_0/checkpoints/last.ckpt", "--format", format, "--out", "exported"])
+            == 0
+        )
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), {})
     assert capsys.readouterr().out

@@ -19,7 +19,11 @@ def wheel(tmp_path_factory):
     # From a copy of what git tracks or would track, so that nothing built earlier slips in.
     source = tmp_path_factory.mktemp("source")
     files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in files.stdout.split("\n"):
         if (ROOT / name).is_file() and not name.startswith(("docs/", "notebooks/")):
@@ -36,7 +40,9 @@ def test_it_holds_bamboo_and_nothing_else(wheel):
     for package in ("analysis", "finetune", "configs"):
         assert f"bamboo/{package}/__init__.py" in names
     assert "bamboo/py.typed" in names
-    shipped = {name.removeprefix("bamboo/") for name in names if name.startswith("bamboo/configs/") and name.endswith(".yaml")}
+    shipped = {
+        name.removeprefix("bamboo/") for name in names if name.startswith("bamboo/configs/") and name.endswith(".yaml")
+    }
     assert shipped == {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
     packages = [p for top in ("bamboo", "analysis", "finetune", "configs") for p in (ROOT / top).rglob("*.py")]
     assert sum(name.endswith(".py") for name in names) == len(packages)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from bamboo.analysis import measures
 from bamboo.analysis.attention_measures import high_frequency_norm
 

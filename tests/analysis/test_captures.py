@@ -7,10 +7,10 @@ import pytest
 import timm
 import torch
 import transformers
-from bamboo.analysis import State, capture
-from bamboo.analysis.architectures import find_prefix, find_stack
 from torch import nn
 
+from bamboo.analysis import State, capture
+from bamboo.analysis.architectures import find_prefix, find_stack
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 from bamboo.vision.encoder import block_states, embed

@@ -13,15 +13,15 @@ import pytest
 import timm
 import torch
 import transformers
-from bamboo.analysis import Comparison, Profile, profile
-from bamboo.analysis.command import profile_command
-from bamboo.analysis.data_sources import open_data
-from bamboo.analysis.model_sources import fresh_copy, open_model, split_label
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import nn
 
+from bamboo.analysis import Comparison, Profile, profile
+from bamboo.analysis.command import profile_command
+from bamboo.analysis.data_sources import open_data
+from bamboo.analysis.model_sources import fresh_copy, open_model, split_label
 from bamboo.errors import InputError
 from bamboo.files import write_weights
 from bamboo.shapes import Shape

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from bamboo.analysis import measures
 from torch import Tensor
+
+from bamboo.analysis import measures
 
 GRID = (3, 4)
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from bamboo.analysis import SimilarityMonitor, State, capture, measures
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from bamboo.analysis import SimilarityMonitor, State, capture, measures
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 from bamboo.vision.data import Digits

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bamboo.analysis import Comparison, Profile, capture, compare, measures, profile
-from bamboo.analysis.definitions import DEFINITIONS, choose
-from bamboo.analysis.recorder import Key
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from bamboo.analysis import Comparison, Profile, capture, compare, measures, profile
+from bamboo.analysis.definitions import DEFINITIONS, choose
+from bamboo.analysis.recorder import Key
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 from bamboo.vision.mae import build_mae

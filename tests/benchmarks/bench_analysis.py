@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from bamboo.analysis import profile
-from bamboo.analysis.architectures import find_stack
-from bamboo.analysis.captures import State, capture
-from bamboo.analysis.measures import token_similarity
-from bamboo.analysis.recorder import Layout, Recorder
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from bamboo.analysis import profile
+from bamboo.analysis.architectures import find_stack
+from bamboo.analysis.captures import State, capture
+from bamboo.analysis.measures import token_similarity
+from bamboo.analysis.recorder import Layout, Recorder
 from bamboo.shapes import Patches, find_shape
 from bamboo.vision.encoder import build_encoder
 
@@ -46,7 +46,7 @@ def bench_analysis() -> dict[str, float]:
         "attention": lambda: profile(encoder, [images], ["attention"]),
     }
     with torch.inference_mode():
-        seconds = fastest(runs, repeats=6)
+        seconds = fastest(runs, repeats=5)
         states = hidden_states(encoder, images)
         hot = states[-1:] * len(states)  # a state that is measured as it appears is still in the cache
         alone = fastest({"naive": lambda: naive(states), "streaming": lambda: streaming(hot)}, repeats=9)

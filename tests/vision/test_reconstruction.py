@@ -24,7 +24,9 @@ class Oracle(torch.nn.Module):
 
 
 def byte_images(count=2, channels=3, size=(16, 24)):
-    return torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (count, channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def tiny_mae(**kwargs):
