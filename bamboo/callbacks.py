@@ -9,14 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from bamboo.errors import InputError
-from bamboo.training import TrainingModule
+from bamboo.training import TrainingModule, is_logged
 
 
 class Throughput(Callback):
     """Logs samples per second over all devices, milliseconds waited for data per step, and model FLOP utilisation.
 
-    Averages over the steps between two logs; validation is not counted. Utilisation (the FLOPs that the model needs over
-    the peak of the device) is logged where Lightning knows the peak and the module can count its FLOPs.
+    Averages over the steps between two logs; validation is not counted. Utilisation (the FLOPs that the model needs
+    over the peak of the device) is logged where Lightning knows the peak and the module can count its FLOPs.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,7 +47,7 @@ class Throughput(Callback):
         """Log at the steps that are logged. Reads clocks alone: nothing here waits for the device."""
         self.asked = time.perf_counter()
         self.batches += 1
-        if trainer.global_step % trainer.log_every_n_steps:
+        if not is_logged(trainer, trainer.global_step):
             return
         assert isinstance(pl_module, TrainingModule)
         per_device = pl_module.effective_batch() / trainer.accumulate_grad_batches / trainer.world_size
@@ -86,7 +86,7 @@ class NonFiniteGuard(Callback):
             self.first_bad = torch.full((), -1, device=loss.device)
         bad = ~torch.isfinite(loss.detach()) & (self.first_bad < 0)
         self.first_bad = torch.where(bad, step, self.first_bad)
-        if loss.device.type == "cpu" or step % trainer.log_every_n_steps == 0:
+        if loss.device.type == "cpu" or is_logged(trainer, step + 1):
             self._check(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

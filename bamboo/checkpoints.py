@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from bamboo.classifiers import Head, head_and_trunk, load_classifier, open_classifier, read_head
 from bamboo.errors import InputError, unknown
 from bamboo.files import atomic_write, read_file, write_weights
 from bamboo.key_maps import to_huggingface, to_reference
@@ -15,19 +17,33 @@ from bamboo.loading import Report, build_from, load_encoder, load_mae, pixel_sca
 from bamboo.shapes import SHAPES, Patches, default_patch_size, find_shape
 from bamboo.sources import DEFAULTS, Weights, open_source
 from bamboo.vision.mae import MaskedAutoencoder
+from bamboo.vision.pixels import PixelScale
 from bamboo.vision.timm_models import timm_name
 
-__all__ = ["Report", "export", "load_encoder", "load_mae", "pixel_scale", "read_file", "timm_call"]
+__all__ = [
+    "Head",
+    "Report",
+    "export",
+    "load_classifier",
+    "load_encoder",
+    "load_mae",
+    "pixel_scale",
+    "read_file",
+    "read_head",
+    "timm_call",
+]
 
 
 def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], out: str | Path) -> list[Path]:
-    """Write a pretrained model into folder `out` in a format of others; the files that were written.
+    """Write a model into folder `out` in a format of others; the files that were written.
 
-    Every file appears complete or not at all, and carries the arguments of the model, so that `load_encoder` and
-    `load_mae` read it back exactly.
+    Every file appears complete or not at all, and carries the arguments of the model, so that `load_encoder`,
+    `load_mae` and `load_classifier` read it back exactly. A classifier is written whole, with its head, for `timm` and
+    for `hf`: as transformers' ViTForImageClassification, or, where it pools its patches, which that class cannot do, as
+    the BeitForImageClassification that computes the same.
 
     Args:
-        checkpoint: anything that `load_mae` reads; for timm, an encoder alone will do.
+        checkpoint: anything that `load_mae` or `load_classifier` reads; for timm, an encoder alone will do.
         format: `timm` (the encoder), `hf` (transformers' ViTMAEForPreTraining) or `reference` (the MAE release).
         out: a folder, made if it is missing.
 
@@ -36,6 +52,9 @@ def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], o
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    head = read_head(checkpoint)
+    if head is not None:
+        return _classifier(open_classifier(checkpoint), head, format, Path(out))
     return FORMATS[format](open_source(checkpoint), Path(out))
 
 
@@ -58,6 +77,8 @@ def timm_call(weights: str | Path) -> str:
         options |= {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads}
         options |= {"mlp_ratio": shape.mlp_ratio}
     usual = {"img_size": (224, 224), "patch_size": default_patch_size(name), "in_chans": 3}
+    if "num_classes" in told:
+        options |= {"num_classes": told["num_classes"], "global_pool": told["pool"]}
     given = {"img_size": size.image_size, "patch_size": size.patch_size, "in_chans": size.in_chans}
     options |= {key: value for key, value in given.items() if value != usual[key]}
     written = "".join(f", {key}={value!r}" for key, value in options.items())
@@ -78,6 +99,47 @@ def _timm(weights: Weights, out: Path) -> list[Path]:
     return [write_weights(out / "model.safetensors", encoder.state_dict(), _arguments(weights))]
 
 
+def _classifier(weights: Weights, head: Head, format: str, out: Path) -> list[Path]:
+    """A classifier with its head, of which a batch norm becomes a part."""
+    plain, arguments = head_and_trunk(weights), _arguments(weights)
+    sizes = ("shape", "image_size", "patch_size", "in_chans", "mean", "std", "layer_norm_eps")
+    told: dict[str, Any] = {key: arguments[key] for key in sizes if key in arguments}
+    told |= {"num_classes": len(head.classes), "pool": head.pool, "classes": head.classes}
+    if format == "reference":
+        raise InputError(f"{weights.source} is a classifier, which the reference MAE release has no format for")
+    if format == "timm":
+        return [write_weights(out / "model.safetensors", plain, told)]
+    if head.pool == "map":
+        raise InputError(f"{weights.source} pools by attention, which transformers' ViT does not: export as timm")
+    height, width = Patches.of(told["image_size"], told["patch_size"]).image_size
+    if height != width:
+        raise InputError(f"format hf knows square images alone, not {height}x{width}: export as timm")
+    theirs = _huggingface_classifier(plain, head.pool)
+    config = {**_vit(told, height), **_labels(head), **(BEIT if head.pool == "avg" else VIT)}
+    return [
+        write_weights(out / "model.safetensors", theirs, told),
+        _json(out / "config.json", config),
+        _json(out / "preprocessor_config.json", _processor(scale_of(weights), height)),
+    ]
+
+
+def _huggingface_classifier(plain: dict[str, Tensor], pool: str) -> dict[str, Tensor]:
+    """A classifier's weights under the names of transformers' ViT, or of its BEiT if the patches are pooled."""
+    above = ("head.", "fc_norm.")
+    theirs = to_huggingface({f"encoder.{key}": t for key, t in plain.items() if not key.startswith(above)})
+    theirs |= {f"classifier.{part}": plain[f"head.{part}"] for part in ("weight", "bias")}
+    if pool == "token":
+        return theirs
+    # A bias of the keys adds the same to all scores of a query, which softmax does not see: BEiT has none.
+    theirs = {key.replace("vit.", "beit.", 1): t for key, t in theirs.items() if not key.endswith(".key.bias")}
+    return theirs | {f"beit.pooler.layernorm.{part}": plain[f"fc_norm.{part}"] for part in ("weight", "bias")}
+
+
+def _labels(head: Head) -> dict[str, Any]:
+    names = {str(number): name for number, name in enumerate(head.classes)}
+    return {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
+
+
 def _reference(weights: Weights, out: Path) -> list[Path]:
     mae, arguments = _mae_of_he(weights, "reference"), _arguments(weights)
     named = {key: tensor.clone() for key, tensor in to_reference(mae.state_dict()).items()}
@@ -90,9 +152,14 @@ def _reference(weights: Weights, out: Path) -> list[Path]:
 def _huggingface(weights: Weights, out: Path) -> list[Path]:
     mae, arguments = _mae_of_he(weights, "hf"), _arguments(weights)
     path = write_weights(out / "model.safetensors", to_huggingface(mae.state_dict()), arguments)
-    scale = scale_of(weights)
     side = int(mae.encoder.patch_embed.img_size[0])
-    processor = {
+    processor, config = _processor(scale_of(weights), side), _config(arguments, side)
+    return [path, _json(out / "config.json", config), _json(out / "preprocessor_config.json", processor)]
+
+
+def _processor(scale: PixelScale, side: int) -> dict[str, Any]:
+    """The preprocessor_config.json of a ViT."""
+    return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": side, "width": side},
@@ -103,8 +170,6 @@ def _huggingface(weights: Weights, out: Path) -> list[Path]:
         "image_mean": [round(value / 255, 6) for value in scale.mean.flatten().tolist()],
         "image_std": [round(value / 255, 6) for value in scale.std.flatten().tolist()],
     }
-    config = _config(arguments, side)
-    return [path, _json(out / "config.json", config), _json(out / "preprocessor_config.json", processor)]
 
 
 def _mae_of_he(weights: Weights, format: str) -> MaskedAutoencoder:
@@ -119,10 +184,24 @@ def _mae_of_he(weights: Weights, format: str) -> MaskedAutoencoder:
 
 
 def _config(arguments: dict[str, Any], side: int) -> dict[str, Any]:
-    encoder, decoder = find_shape(arguments["shape"]), find_shape(arguments["decoder_shape"])
+    decoder = find_shape(arguments["decoder_shape"])
     return {
+        **_vit(arguments, side),
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
+        "decoder_hidden_size": decoder.width,
+        "decoder_num_hidden_layers": decoder.depth,
+        "decoder_num_attention_heads": decoder.heads,
+        "decoder_intermediate_size": decoder.mlp_width,
+        "mask_ratio": arguments["mask_ratio"],
+        "norm_pix_loss": arguments["norm_pix"],
+    }
+
+
+def _vit(arguments: dict[str, Any], side: int) -> dict[str, Any]:
+    """What the configs of transformers' ViT, ViTMAE and BEiT have in common."""
+    encoder = find_shape(arguments["shape"])
+    return {
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,
         "num_attention_heads": encoder.heads,
@@ -136,12 +215,6 @@ def _config(arguments: dict[str, Any], side: int) -> dict[str, Any]:
         "patch_size": arguments["patch_size"],
         "num_channels": arguments["in_chans"],
         "qkv_bias": True,
-        "decoder_hidden_size": decoder.width,
-        "decoder_num_hidden_layers": decoder.depth,
-        "decoder_num_attention_heads": decoder.heads,
-        "decoder_intermediate_size": decoder.mlp_width,
-        "mask_ratio": arguments["mask_ratio"],
-        "norm_pix_loss": arguments["norm_pix"],
         "torch_dtype": "float32",
     }
 
@@ -152,6 +225,15 @@ def _json(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+VIT: dict[str, Any] = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
+BEIT: dict[str, Any] = {
+    "architectures": ["BeitForImageClassification"],
+    "model_type": "beit",
+    "use_absolute_position_embeddings": True,
+    "use_mean_pooling": True,
+    "layer_scale_init_value": 0.0,
+    "drop_path_rate": 0.0,
+}
 FORMATS: dict[str, Callable[[Weights, Path], list[Path]]] = {
     "timm": _timm,
     "hf": _huggingface,

@@ -23,7 +23,7 @@ COMMANDS = {
     "reconstruct": ("bamboo.commands:reconstruct", "show what a masked autoencoder makes of your images"),
     "profile": (
         "bamboo.analysis.command:profile_command",
-        "measure how alike tokens grow with depth, in any transformer",
+        "measure how alike tokens grow with depth, in any model",
     ),
     "export": ("bamboo.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
 }
@@ -49,6 +49,9 @@ def main(args: list[str] | None = None) -> int:
         return 0
     try:
         _run(args)
+    except BrokenPipeError:  # whoever reads, `head` for example, has seen enough
+        sys.stderr.close()
+        return 0
     except InputError as error:
         print(f"bamboo: error: {error}", file=sys.stderr)
         return 2
@@ -74,7 +77,7 @@ def _call(verb: str, args: list[str]) -> None:
 
     module, name = COMMANDS[verb][0].split(":")
     function = getattr(import_module(module), name)
-    parser = _parser(verb, function)
+    parser = make_parser(verb, function)
     if {"-h", "--help"} & set(args):
         print(re.sub(r"--[a-z_]+", lambda option: option[0].replace("_", "-"), parser.format_help()))
         return
@@ -85,7 +88,7 @@ def _call(verb: str, args: list[str]) -> None:
     function(**parser.instantiate_classes(parsed).as_dict())
 
 
-def _parser(verb: str, function: Callable[..., None]) -> "ArgumentParser":
+def make_parser(verb: str, function: Callable[..., None]) -> "ArgumentParser":
     """Parameters before the `*` of a signature are positional, the rest options; a list takes one or more words."""
     from docstring_parser import parse
     from jsonargparse import ArgumentParser

@@ -1,5 +1,6 @@
 """The verbs that do one thing and end. Signatures and docstrings are the command line: `bamboo VERB --help`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ from bamboo.shapes import (
     DECODER,
     SHAPES,
     Patches,
+    Shape,
     decoder_flops,
     decoder_parameters,
     default_patch_size,
@@ -71,13 +73,13 @@ def _print_named(image_size: int) -> None:
     )
 
 
-def _print_ladder(budget: str, steps: object, patches: Patches) -> None:
+def _print_ladder(budget: str, steps: Iterable[Shape], patches: Patches) -> None:
     base, visible = find_shape(budget), patches.visible(MASK_RATIO)
     rows = [
         ["depth x width", "heads", "blocks", "", "full", "", "masked"],
         ["", "", "M params", "", "GFLOPs", "", "GFLOPs"],
     ]
-    for shape in steps:  # type: ignore[attr-defined]
+    for shape in steps:
         flops = encoder_flops(shape, patches)
         rows.append(
             [
@@ -96,12 +98,12 @@ def _print_ladder(budget: str, steps: object, patches: Patches) -> None:
 
 
 def _table(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """Columns set under one another, the first to the left and numbers to the right."""
+    first, *others = ([*map(len, column)] for column in zip(*rows, strict=True))
+    widths = [max(column) for column in others]
     return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        "  ".join([name.ljust(max(first)), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
+        for name, *cells in rows
     )
 
 
@@ -132,9 +134,8 @@ def reconstruct(checkpoint: Path, images: list[Path], *, out: Path, seed: int = 
     height, width = mae.encoder.patch_embed.img_size
     for image in tqdm(images, unit="image"):
         picture = evaluation_view(read_image(image, mae.encoder.in_chans), (height, width))
-        save_panel(
-            reconstruct(mae, scale, picture[None], seed), out / f"{image.stem}_reconstruction.png", note_for(mae)
-        )
+        pictures = reconstruct(mae, scale, picture[None], seed)
+        save_panel(pictures, out / f"{image.stem}_reconstruction.png", note_for(mae))
     print(f"{len(images)} pictures in {out}: {note_for(mae)}")
 
 

@@ -39,7 +39,7 @@ def compose_arguments(args: list[str]) -> list[str]:
     files, rest = _split_off_configs(args)
     if not files:
         return args
-    config = OmegaConf.merge(*(compose(Path(file).expanduser()) for file in files))
+    config = cast(DictConfig, OmegaConf.merge(*(compose(Path(file).expanduser()) for file in files)))
     overrides = [f"{key}={value}" for key, value in _overrides(rest) if _is_configured(config, key)]
     try:
         text = OmegaConf.to_yaml(OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)), resolve=True)

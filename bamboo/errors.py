@@ -12,9 +12,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `known`, with the nearest known names as a suggestion."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.6)
-    hint = (
-        f"did you mean {' or '.join(repr(n) for n in near)}?"
-        if near
-        else f"choose one of {', '.join(names[:12])}{', ...' * (len(names) > 12)}"
-    )
+    some = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {some}"
     return InputError(f"unknown {kind} {name!r}: {hint}")

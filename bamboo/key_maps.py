@@ -100,9 +100,11 @@ def to_reference(ours: Weights) -> Weights:
 
 
 def to_huggingface(ours: Weights) -> Weights:
-    """A masked autoencoder's weights under the names of Hugging Face's ViTMAE."""
+    """The weights of a masked autoencoder, or of an encoder alone, under the names of Hugging Face's ViTMAE."""
     theirs: Weights = {}
-    for key, tensor in {**ours, "decoder.pos_embed": _with_class_row(ours["decoder.pos_embed"])}.items():
+    if "decoder.pos_embed" in ours:
+        ours = {**ours, "decoder.pos_embed": _with_class_row(ours["decoder.pos_embed"])}
+    for key, tensor in ours.items():
         name = _apply(_TO_HUGGINGFACE, key)
         if ".attn.qkv." in name:
             for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bamboo.compose import compose_arguments
 from bamboo.errors import InputError
@@ -60,7 +60,7 @@ class BambooCLI(LightningCLI):
         if not trainer.is_global_zero:
             return
         rows = {"checkpoint": getattr(trainer.checkpoint_callback, "last_model_path", ""), "tensorboard": log_dir}
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             rows |= callback.summary() if hasattr(callback, "summary") else {}
         print("\n" + "\n".join(f"{name + ':':<40} {value}" for name, value in rows.items() if value))
 

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 MISSPELT = re.compile(r"(?:Option '|[Uu]nrecognized arguments?: -*|Key ')([\w.]+)")
 NOISE = re.compile(
-    r"(Given value|Subtypes:|Errors:|Does not validate|-?\s*Expected a <class 'NoneType'>|Parser key|Problem with given)"
+    r"(Given value|Subtypes:|Errors:|Does not validate|Expected a <class 'NoneType'>|Parser key|Problem with given)"
 )
 
 

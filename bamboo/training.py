@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
@@ -105,6 +105,11 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe, fused: bool = 
     return optimizer
 
 
+def is_logged(trainer: Trainer, steps: int) -> bool:
+    """Whether Lightning hands to its loggers what is logged in the step that makes it `steps` in all."""
+    return bool(steps % trainer.log_every_n_steps == 0)  # type: ignore[attr-defined]
+
+
 class TrainingModule(LightningModule):
     """A LightningModule that trains by a `Recipe`. A task adds `compute`, the maths of one step.
 
@@ -162,7 +167,7 @@ class TrainingModule(LightningModule):
 
     def effective_batch(self) -> int:
         """Samples that one optimizer step sees, over all devices and accumulated batches."""
-        source = getattr(self.trainer, "datamodule", None) or self.trainer.train_dataloader
+        source: Any = getattr(self.trainer, "datamodule", None) or self.trainer.train_dataloader
         return int(source.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -174,6 +179,6 @@ class TrainingModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient, at the steps that are logged."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if is_logged(self.trainer, self.trainer.global_step + 1):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", nn.utils.get_total_norm(gradients))

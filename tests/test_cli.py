@@ -29,7 +29,10 @@ def assert_one_line(code, err, *parts):
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():
-    script = "import sys; from bamboo.cli import main; main(['--help']); print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    script = (
+        "import sys; from bamboo.cli import main; main(['--help']);"
+        "print([name for name in ('torch', 'lightning') if name in sys.modules])"
+    )
     started = time.perf_counter()
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert time.perf_counter() - started < 10
@@ -176,29 +179,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(
     assert all(tensor.isfinite().all() for tensor in content["state_dict"].values() if torch.is_tensor(tensor))
 
 
-def test_print_config_shows_what_a_run_would_use(capsys):
+def printed_config(capsys, name, *args):
     with pytest.raises(SystemExit) as stop:
-        main(
-            [
-                "fit",
-                "--config",
-                str(CONFIGS / "pretrain/imagenet_bamboo_base.yaml"),
-                "--data.init_args.root=x",
-                "--print_config",
-            ]
-        )
-    out = capsys.readouterr().out
+        main(["fit", "--config", str(CONFIGS / name), *args, "--print_config"])
     assert stop.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+def test_print_config_shows_what_a_run_would_use(capsys):
+    out = printed_config(capsys, "pretrain/imagenet_bamboo_base.yaml", "--data.init_args.root=x")
     assert "shape: bamboo-base" in out
     assert "image_size: 224" in out
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_cluster_is_a_matter_of_three_options(capsys, strategy):
+    cluster = ["--trainer.devices", "8", "--trainer.num_nodes", "8", "--trainer.strategy", strategy]
+    out = printed_config(capsys, "pretrain/imagenet_bamboo_base.yaml", "--data.init_args.root=x", *cluster)
+    for line in ("devices: '8'", "num_nodes: 8", f"strategy: {strategy}"):
+        assert line in out
+
+
 def test_an_interpolated_key_follows_what_the_command_line_says(capsys):
-    with pytest.raises(SystemExit):
-        main(
-            ["fit", "--config", str(CONFIGS / "pretrain/quickstart.yaml"), "--model.init_args.image_size=64"]
-            + ["--seed_everything", "7", "--print_config"]
-        )
-    out = capsys.readouterr().out
+    changed = ["--model.init_args.image_size=64", "--seed_everything", "7"]
+    out = printed_config(capsys, "pretrain/quickstart.yaml", *changed)
     assert out.count("image_size: 64") == 2
     assert out.count("seed: 7") == 2

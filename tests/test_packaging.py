@@ -18,13 +18,8 @@ def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
     # From a copy of what git tracks or would track, so that nothing built earlier slips in.
     source = tmp_path_factory.mktemp("source")
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in files.stdout.split("\n"):
         if (ROOT / name).is_file() and not name.startswith(("docs/", "notebooks/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +59,10 @@ def test_the_quickstart_runs_from_the_installed_wheel_in_another_folder(wheel, t
     # The dependencies of this environment, without its editable install of the project.
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "env")}))
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
-    where = "import bamboo, bamboo.configs, bamboo.analysis, bamboo.finetune as f; print(bamboo.__file__, f.__file__, bamboo.configs.__path__[0])"
+    where = (
+        "import bamboo, bamboo.configs, bamboo.analysis, bamboo.finetune as finetune;"
+        "print(bamboo.__file__, finetune.__file__, bamboo.configs.__path__[0])"
+    )
     out = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
     assert all(path.startswith(str(tmp_path)) for path in out)
     config = Path(out[2]) / "pretrain" / "quickstart.yaml"

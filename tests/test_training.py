@@ -7,6 +7,7 @@ from timm.optim import param_groups_weight_decay
 from bamboo.seeds import derive_seed
 from bamboo.training import scaled_lr, warmup_cosine
 from bamboo.vision.mae import build_mae
+from tests.runs import fit, last, scalars
 
 
 def test_the_published_learning_rate_of_mae_at_its_published_batch():
@@ -48,3 +49,25 @@ def test_seeds_are_pure_functions_of_their_parts():
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     torch.Generator().manual_seed(max(seeds))
+
+
+def test_a_run_logs_what_people_look_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fit("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "5") == 0
+    folder = last(tmp_path).parent.parent
+    tags = ["train/loss", "train/lr", "train/grad_norm", "speed/samples_per_s", "speed/data_wait_ms"]
+    for tag in tags:
+        logged = scalars(folder, tag)
+        assert list(logged) == [4, 9, 14, 19], tag  # 22 steps, counted from 0
+        assert all(value >= 0 for value in logged.values()), tag
+    for tag in ("val/loss", "probe/nearest_neighbours", "similarity/layer_02"):
+        assert scalars(folder, tag), tag
+
+
+def test_the_logged_gradient_norm_is_that_of_all_gradients(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save = ["--trainer.callbacks+=tests.interruption.SaveGradients", "--trainer.callbacks.path=gradients.pt"]
+    assert fit("--trainer.max_steps", "1", "--trainer.log_every_n_steps", "1", *save) == 0
+    gradients = torch.load("gradients.pt", weights_only=True).values()
+    expected = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    assert scalars(last(tmp_path).parent.parent, "train/grad_norm")[0] == pytest.approx(float(expected), rel=1e-4)

@@ -137,9 +137,8 @@ class ImageData(LightningDataModule):
     def _eval_loader(self, source: Source) -> DataLoader[Any]:
         images = EvalImages(source, self.size)
         sampler = EvalSampler(images, self.batch_size, *self._processes)
-        return DataLoader(
-            images, self.batch_size, sampler=sampler, persistent_workers=self.num_workers > 0, **self._how
-        )
+        how = {"sampler": sampler, "persistent_workers": self.num_workers > 0, **self._how}
+        return DataLoader(images, batch_size=self.batch_size, **how)  # Lightning wants to see the name batch_size
 
     def probe_loaders(self, limit: int | None = None) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """Whole training and validation images, in order, all of them on every process, for a probe of the features.

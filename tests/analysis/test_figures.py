@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 
 import bamboo.analysis
 from bamboo.analysis import capture, compare, profile
@@ -18,6 +17,7 @@ from bamboo.analysis.plots import colours, plot_curves, plot_spectra, save_figur
 from bamboo.analysis.profiles import Profile
 from bamboo.analysis.recorder import Key
 from bamboo.analysis.theory import check_theory, describe_theory, plot_theory
+from bamboo.cli import make_parser
 from bamboo.errors import InputError
 
 from .tiny import DEPTH, TEXT, images, sentences, timm_vit
@@ -160,9 +160,8 @@ def test_names_are_functions_and_the_command_loads_without_torch():
 
 
 def test_the_signature_makes_a_command_line():
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_function_arguments(profile_command, skip={"models"})
-    arguments = ["--data=photos", "--out=o", "--baseline", "--measures", "ranks", "--image_size=64"]
+    parser = make_parser("profile", profile_command)
+    arguments = ["model", "--data=photos", "--out=o", "--baseline", "--measures", "ranks", "--image_size=64"]
     parsed = parser.parse_args(arguments)
     assert (parsed.data, parsed.out, parsed.baseline) == ("photos", Path("o"), True)
     assert (parsed.measures, parsed.image_size, parsed.tokens) == (["ranks"], 64, "patches")
