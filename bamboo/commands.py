@@ -133,7 +133,7 @@ def reconstruct(checkpoint: Path, images: list[Path], *, out: Path, seed: int = 
     mae, scale = load_mae(checkpoint), pixel_scale(checkpoint)
     height, width = mae.encoder.patch_embed.img_size
     for image in tqdm(images, unit="image"):
-        picture = evaluation_view(read_image(image, mae.encoder.in_chans), (height, width))
+        picture = evaluation_view(read_image(image, mae.encoder.patch_embed.proj.in_channels), (height, width))
         pictures = reconstruct(mae, scale, picture[None], seed)
         save_panel(pictures, out / f"{image.stem}_reconstruction.png", note_for(mae))
     print(f"{len(images)} pictures in {out}: {note_for(mae)}")

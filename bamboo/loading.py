@@ -224,7 +224,9 @@ def _adapt_channels(own: dict[str, Tensor], in_chans: int) -> list[str]:
 def _resize(encoder: VisionTransformer, image_size: ImageSize) -> list[str]:
     before = encoder.patch_embed.grid_size
     patches = Patches.of(image_size, encoder.patch_embed.patch_size[0], encoder.patch_embed.proj.in_channels)
+    trained = encoder.pos_embed.requires_grad
     encoder.set_input_size(patches.image_size)
+    encoder.pos_embed.requires_grad_(trained)
     if patches.grid == before:
         return []
     return [f"positions resampled from {before[0]}x{before[1]} to {patches.grid[0]}x{patches.grid[1]} patches"]

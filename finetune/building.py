@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from bamboo.checkpoints import load_encoder, pixel_scale
 from bamboo.errors import InputError
@@ -56,10 +55,10 @@ def shape_of(encoder: VisionTransformer) -> Shape:
     return Shape(len(encoder.blocks), width, block.attn.num_heads, ratio(block.mlp.fc1.out_features, width))
 
 
-def layer_norm_eps(encoder: VisionTransformer) -> float:
-    """The epsilon of the norms in the blocks."""
-    norm: nn.LayerNorm = encoder.blocks[0].norm1
-    return float(norm.eps)
+def patches_of(encoder: VisionTransformer) -> Patches:
+    """Image size, patch size and channels of a timm ViT."""
+    height, width = encoder.patch_embed.img_size
+    return Patches((height, width), encoder.patch_embed.patch_size[0], encoder.in_chans)
 
 
 def _words(shape: Shape) -> str:

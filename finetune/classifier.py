@@ -16,13 +16,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
-from bamboo.shapes import Patches, Shape, encoder_flops
+from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import Recipe, TrainingModule, layer_decay_groups
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.images import seed_streams
 from bamboo.vision.pixels import PixelScale
 
-from .building import SCRATCH, ImageSize, make_encoder, shape_of
+from .building import SCRATCH, ImageSize, make_encoder, patches_of, shape_of
 from .tables import learning_rates
 
 FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))
@@ -97,7 +97,7 @@ class Classifier(TrainingModule):
                 "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
             )
         self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans)
-        self.shape, self.patches = shape_of(self.model), _patches(self.model)
+        self.shape, self.patches = shape_of(self.model), patches_of(self.model)
         self.pixels = PixelScale(in_chans, mean or _shares(scale.mean), std or _shares(scale.std))
         _set_eps(self.model, layer_norm_eps)
         self.save_hyperparameters(
@@ -242,11 +242,6 @@ class Classifier(TrainingModule):
                 f"{expected}: set image_size and in_chans alike under data.init_args and model.init_args"
             )
         return images
-
-
-def _patches(encoder: VisionTransformer) -> Patches:
-    embed = encoder.patch_embed
-    return Patches(tuple(embed.img_size), embed.patch_size[0], encoder.in_chans)
 
 
 def _shares(scale: Tensor) -> list[float]:

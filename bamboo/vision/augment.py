@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
@@ -33,12 +33,23 @@ class RandAugment(nn.Module):
             self.policy = rand_augment_transform(policy, {**options, "interpolation": Image.Resampling.BICUBIC})
         except (AssertionError, ValueError, KeyError) as error:
             raise InputError(f"augment {policy!r} is no policy such as 'rand-m9-mstd0.5-inc1'") from error
+        for operation in self.policy.ops:
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
 
     def forward(self, image: Tensor) -> Tensor:
         """The augmented image; a grey one stays grey, because every operation treats the three channels alike."""
         picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
         pixels = torch.from_numpy(np.array(self.policy(picture))).permute(2, 0, 1)
         return pixels[: len(image)].contiguous()
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """timm's, also for the 0 bits of its highest magnitude: all black once, they are an error in Pillow of late."""
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    kept: Image.Image = posterize(image, bits)
+    return kept
 
 
 class Erase(nn.Module):

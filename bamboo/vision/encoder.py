@@ -92,7 +92,7 @@ def embed(encoder: VisionTransformer, patches: Tensor, keep: Tensor) -> Tensor:
     projection = encoder.patch_embed.proj
     # `patchify` puts channels last, the convolution has them first. Turning its weight round instead would give it
     # gradients of other strides, which distributed training copies in every step.
-    visible = gather(patches, keep).unflatten(-1, (-1, encoder.in_chans)).transpose(-1, -2).flatten(2)
+    visible = gather(patches, keep).unflatten(-1, (-1, projection.in_channels)).transpose(-1, -2).flatten(2)
     tokens = F.linear(visible, projection.weight.flatten(1), projection.bias)
     start = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
     tokens = tokens + gather(encoder.pos_embed[:, start:], keep)

@@ -1,5 +1,6 @@
 """From an encoder to a classifier and back: pooling, a head, drop path, and a batch norm folded into the head."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -43,7 +44,7 @@ def attach_head(
     elif pool == "map":
         block = encoder.blocks[0]
         sizes = {"num_heads": block.attn.num_heads, "mlp_ratio": block.mlp.fc1.out_features / width}
-        encoder.attn_pool = AttentionPoolLatent(width, **sizes, norm_layer=lambda n: norm(n, eps=eps))
+        encoder.attn_pool = AttentionPoolLatent(width, **sizes, norm_layer=partial(norm, eps=eps))
     linear = nn.Linear(width, num_classes)
     nn.init.trunc_normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)

@@ -47,7 +47,7 @@ class MAEPretraining(TrainingModule):
         self.seed, self.compile_blocks, self.mae_args = seed, compile, mae
         self.mae = build_mae(**mae)
         self.mae.encoder.set_grad_checkpointing(grad_checkpointing)
-        self.pixels = PixelScale(self.mae.encoder.in_chans, mean, std)
+        self.pixels = PixelScale(self.mae.encoder.patch_embed.proj.in_channels, mean, std)
         self.val_loss, self.val_samples = MeanMetric(), SumMetric()
 
     def setup(self, stage: str) -> None:
@@ -90,12 +90,12 @@ class MAEPretraining(TrainingModule):
         with torch.device("meta"):
             model = build_mae(**self.mae_args)
             patch_embed = model.encoder.patch_embed
-            images = torch.empty(1, model.encoder.in_chans, *patch_embed.img_size)
+            images = torch.empty(1, model.encoder.patch_embed.proj.in_channels, *patch_embed.img_size)
             noise = torch.empty(1, patch_embed.num_patches)
             return int(measure_flops(model, lambda: model(images, noise).loss, lambda loss: loss))
 
     def _check_data(self, data: Any) -> None:
-        ours = (self.mae.encoder.in_chans, *self.mae.encoder.patch_embed.img_size)
+        ours = (self.mae.encoder.patch_embed.proj.in_channels, *self.mae.encoder.patch_embed.img_size)
         theirs = (data.in_chans, *data.size) if isinstance(data, ImageData) else ours
         if ours != theirs:
             raise InputError(

@@ -40,7 +40,9 @@ def randomised(model: Any, seed: int = 0) -> Any:
 
 def inputs(mae: MaskedAutoencoder, batch: int = 2) -> tuple[Tensor, Tensor]:
     generator, patch_embed = torch.Generator().manual_seed(1), mae.encoder.patch_embed
-    images = torch.randn(batch, mae.encoder.in_chans, *patch_embed.img_size, generator=generator, dtype=torch.double)
+    images = torch.randn(
+        batch, mae.encoder.patch_embed.proj.in_channels, *patch_embed.img_size, generator=generator, dtype=torch.double
+    )
     return 2 * images + 1, torch.rand(batch, patch_embed.num_patches, generator=generator)
 
 
@@ -94,7 +96,7 @@ def twin(mae: MaskedAutoencoder, shape: Shape, mask_ratio: float) -> Any:
         decoder_intermediate_size=DECODER.mlp_width,
         image_size=mae.encoder.patch_embed.img_size[0],
         patch_size=mae.patch_size,
-        num_channels=mae.encoder.in_chans,
+        num_channels=mae.encoder.patch_embed.proj.in_channels,
         layer_norm_eps=1e-6,
         mask_ratio=mask_ratio,
         norm_pix_loss=mae.norm_pix,
@@ -193,7 +195,7 @@ def vit(**kwargs: Any) -> VisionTransformer:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_features_of_all_patches_equal_timm_whatever_their_order(variant: str) -> None:
     encoder = vit(**VARIANTS[variant])
-    images = torch.randn(2, encoder.in_chans, *encoder.patch_embed.img_size, dtype=torch.double)
+    images = torch.randn(2, encoder.patch_embed.proj.in_channels, *encoder.patch_embed.img_size, dtype=torch.double)
     keep = torch.stack([torch.randperm(encoder.patch_embed.num_patches) for _ in images])
     *_, last = block_states(encoder, embed(encoder, patchify(images, 4), keep))
     ours, theirs, prefix = encoder.norm(last), encoder.forward_features(images), encoder.num_prefix_tokens
@@ -204,7 +206,9 @@ def test_features_of_all_patches_equal_timm_whatever_their_order(variant: str) -
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_plain_vit_can_be_pretrained(variant: str) -> None:
     encoder = vit(**VARIANTS[variant])
-    patches = build_mae(TINY, encoder.patch_embed.img_size, 4, encoder.in_chans, decoder_shape=DECODER)
+    patches = build_mae(
+        TINY, encoder.patch_embed.img_size, 4, encoder.patch_embed.proj.in_channels, decoder_shape=DECODER
+    )
     mae = MaskedAutoencoder(encoder.train(), patches.decoder.double())
     loss = mae(*inputs(mae)).loss
     assert loss.isfinite()

@@ -1,0 +1,116 @@
+"""A linear probe of every layer at once: which layers of a frozen encoder carry the classes."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bamboo.analysis.captures import State, capture
+from bamboo.analysis.measures import token_similarity
+from bamboo.vision.pixels import PixelScale
+
+
+class LayerFeatures(NamedTuple):
+    """What one pass over a data set leaves of each layer, the embedding first.
+
+    Args:
+        features: (layers, n, width), the mean of the patch tokens on the residual stream.
+        labels: (n,).
+        similarity: (layers,), the mean cosine of two patch tokens of an image, over all images.
+    """
+
+    features: Tensor
+    labels: Tensor
+    similarity: Tensor
+
+
+@torch.no_grad()
+def layer_features(
+    encoder: VisionTransformer, scale: PixelScale, loader: Iterable[Mapping[str, Any]], device: torch.device
+) -> LayerFeatures:
+    """Features, labels and token similarity of every layer, in one pass; they are kept in memory, in fp32.
+
+    Args:
+        encoder: in evaluation mode, on `device`.
+        scale: how its images are standardised.
+        loader: batches of byte images, under `image`, and of labels.
+        device: where to compute.
+    """
+    rows: list[Tensor] = []
+    labels: list[Tensor] = []
+    total = torch.zeros(len(encoder.blocks) + 1, device=device)
+    batch_states: list[tuple[Tensor, Tensor]] = []
+
+    def reduce(state: State) -> None:
+        if state.position == "stream":
+            patches = state.tokens[:, encoder.num_prefix_tokens :].float()
+            batch_states.append((patches.mean(dim=1), token_similarity(patches).sum()))
+
+    with capture(encoder, reduce):
+        for batch in loader:
+            batch_states.clear()
+            encoder.forward_features(scale(batch["image"].to(device, non_blocking=True)))
+            rows.append(torch.stack([features for features, _ in batch_states]).cpu())
+            total += torch.stack([similarity for _, similarity in batch_states])
+            labels.append(batch["label"])
+    together = torch.cat(labels)
+    return LayerFeatures(torch.cat(rows, dim=1), together, total.cpu() / len(together))
+
+
+def probe_accuracies(
+    train: LayerFeatures, test: LayerFeatures, device: torch.device, epochs: int = 50, seed: int = 0
+) -> Tensor:
+    """Share of test samples (layers,) that a linear classifier on each layer's features gets right.
+
+    Features are standardised by the training set; the classifiers of all layers are trained side by side, in the same
+    batches, on cross-entropy by AdamW under a cosine. They do not touch each other.
+
+    Args:
+        train: what they are trained on.
+        test: what they are tested on.
+        device: where to compute.
+        epochs: passes over the training features.
+        seed: of the order.
+    """
+    deviation, mean = torch.std_mean(train.features, dim=1, keepdim=True)
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    layers, count, width = train.features.shape
+    probe = _Probes(layers, width, classes).to(device)
+    batch = min(256, count)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=0.01, weight_decay=0.01)
+    steps = epochs * (count // batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+
+    def standardised(features: Tensor) -> Tensor:
+        return ((features - mean) / (deviation + 1e-6)).to(device)
+
+    for _ in range(epochs):
+        for index in torch.randperm(count, generator=generator).split(batch)[: count // batch]:
+            logits = probe(standardised(train.features[:, index]))
+            target = train.labels[index].to(device).expand(layers, -1)
+            loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / batch
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        chunks = zip(test.features.split(1024, dim=1), test.labels.split(1024), strict=True)
+        right = [(probe(standardised(x)).argmax(-1) == y.to(device)).sum(dim=1) for x, y in chunks]
+    return torch.stack(right).sum(dim=0).cpu() / len(test.labels)
+
+
+class _Probes(nn.Module):
+    """A linear classifier for each layer."""
+
+    def __init__(self, layers: int, width: int, classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers, width, classes))
+        self.bias = nn.Parameter(torch.zeros(layers, 1, classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (layers, n, classes) of features (layers, n, width)."""
+        return torch.baddbmm(self.bias, features, self.weight)

@@ -1,0 +1,151 @@
+"""A fine-tuned model leaves for timm and for Hugging Face with equal logits, and comes back."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from lightning import Trainer
+from timm.data import ImageDataset, create_loader
+from timm.utils import accuracy
+from transformers import AutoModelForImageClassification, ViTForImageClassification
+
+from bamboo import vision as vision  # registers our names with timm
+from bamboo.checkpoints import export, load_classifier, load_encoder, timm_call
+from bamboo.errors import InputError
+from bamboo.finetune.classifier import Classifier
+from bamboo.finetune.ema import EMA
+from bamboo.vision.data import ImageFolder
+from tests.finetune.folders import NAMES, write_classes
+
+SIZES = {"shape": {"depth": 2, "width": 32, "heads": 2}, "image_size": 16, "patch_size": 4, "in_chans": 3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    write_classes(folder / "train", 0, 300)
+    write_classes(folder / "val", 300, 200)
+    return folder
+
+
+def train(root: Path, out: Path, callbacks: tuple = (), **kwargs) -> tuple[Path, Classifier]:
+    """A checkpoint of a few steps, and the module, in which the average has taken the weights' place if there is one."""
+    module = Classifier(10, "scratch", **{**SIZES, "head_init_std": 0.1, **kwargs})
+    module.recipe = type(module.recipe)(base_lr=1e-2, warmup_epochs=1, betas=(0.9, 0.999))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=3, limit_val_batches=0, callbacks=[*callbacks], **quiet)
+    data = ImageFolder(str(root), image_size=16, batch_size=50)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(out / "last.ckpt")
+    return out / "last.ckpt", module.eval()
+
+
+def images() -> torch.Tensor:
+    return torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    out = model.eval()(images())
+    return out if isinstance(out, torch.Tensor) else out.logits
+
+
+def create(path: Path) -> torch.nn.Module:
+    """What the printed call of timm builds."""
+    return eval(timm_call(path), {"timm": timm})
+
+
+@pytest.mark.parametrize("pool", ["avg", "token", "map"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_every_head_leaves_for_timm_and_comes_back(root, tmp_path, pool, batch_norm):
+    checkpoint, module = train(root, tmp_path, pool=pool, batch_norm=batch_norm, freeze=batch_norm)
+    (path,) = export(checkpoint, "timm", tmp_path / "timm")
+    expected = logits(module)
+    torch.testing.assert_close(logits(create(path)), expected, rtol=1e-4, atol=1e-5)
+    for source in (checkpoint, path):
+        model, head, scale = load_classifier(source)
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+        assert (head.pool, head.classes) == (pool, NAMES)
+        assert torch.allclose(scale.mean, module.pixels.mean, atol=1e-3)
+    encoder, report = load_encoder(path)
+    assert torch.equal(encoder.blocks[1].mlp.fc1.weight, module.model.blocks[1].mlp.fc1.weight)
+    assert all("head" in reason or "pooling" in reason for reason in report.unused.values())
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_model_that_reads_the_class_token_is_a_vit_of_transformers(root, tmp_path, batch_norm):
+    checkpoint, module = train(root, tmp_path, pool="token", batch_norm=batch_norm)
+    export(checkpoint, "hf", tmp_path / "hf")
+    theirs = ViTForImageClassification.from_pretrained(tmp_path / "hf")
+    torch.testing.assert_close(logits(theirs), logits(module), rtol=1e-4, atol=1e-5)
+    assert [theirs.config.id2label[i] for i in range(10)] == list(NAMES)
+    model, head, _ = load_classifier(tmp_path / "hf")
+    torch.testing.assert_close(logits(model), logits(module), rtol=1e-4, atol=1e-5)
+    assert head.classes == NAMES
+    theirs.save_pretrained(tmp_path / "again")  # written by transformers itself
+    (tmp_path / "again/preprocessor_config.json").write_text((tmp_path / "hf/preprocessor_config.json").read_text())
+    torch.testing.assert_close(logits(load_classifier(tmp_path / "again")[0]), logits(module), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_pools_its_patches_is_a_beit_of_transformers(root, tmp_path):
+    checkpoint, module = train(root, tmp_path)
+    export(checkpoint, "hf", tmp_path / "hf")
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "hf")
+    torch.testing.assert_close(logits(theirs), logits(module), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(load_classifier(tmp_path / "hf")[0]), logits(module), rtol=1e-4, atol=1e-5)
+    processor = json.loads((tmp_path / "hf/preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.485, 0.456, 0.406]
+
+
+def test_the_average_is_what_is_exported(root, tmp_path):
+    checkpoint, module = train(root, tmp_path, (EMA(decay=0.9),))
+    (path,) = export(checkpoint, "timm", tmp_path / "timm")
+    assert torch.equal(logits(create(path)), logits(module))
+    current = torch.load(checkpoint, weights_only=True)["current_model_state"]
+    assert not torch.equal(current["model.head.weight"], module.model.head.weight)
+
+
+def test_what_a_format_cannot_say_is_one_line(root, tmp_path):
+    checkpoint, _ = train(root, tmp_path, pool="map")
+    with pytest.raises(InputError, match="pools by attention"):
+        export(checkpoint, "hf", tmp_path / "hf")
+    with pytest.raises(InputError, match="is a classifier, which the reference"):
+        export(checkpoint, "reference", tmp_path / "reference")
+    (path,) = export(load_encoder_only(checkpoint, tmp_path), "timm", tmp_path / "encoder")
+    with pytest.raises(InputError, match="holds no classifier"):
+        load_classifier(path)
+
+
+def load_encoder_only(checkpoint: Path, folder: Path) -> Path:
+    content = torch.load(checkpoint, weights_only=True)
+    told = {k: v for k, v in content["hyper_parameters"].items() if k not in ("num_classes", "pool")}
+    torch.save({"state_dict": content["state_dict"], "hyper_parameters": told}, folder / "encoder.ckpt")
+    return folder / "encoder.ckpt"
+
+
+def test_timms_own_evaluation_of_the_exported_model_gives_the_same_accuracy(root, tmp_path):
+    checkpoint, module = train(root, tmp_path)
+    (path,) = export(checkpoint, "timm", tmp_path / "timm")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    (ours,) = Trainer(accelerator="cpu", **quiet).validate(
+        module, datamodule=ImageFolder(str(root), image_size=16, batch_size=64), verbose=False
+    )
+    options = {"interpolation": "bicubic", "crop_pct": 0.875, "num_workers": 0, "use_prefetcher": False}
+    loader = create_loader(ImageDataset(str(root / "val")), (3, 16, 16), 64, **options)
+    model, right, count = create(path).eval(), 0.0, 0
+    with torch.no_grad():
+        for batch, labels in loader:
+            right += accuracy(model(batch), labels)[0].item() / 100 * len(batch)
+            count += len(batch)
+    assert count == ours["val/samples"] == 200
+    assert ours["val/top1"] > 0.2
+    assert right / count == pytest.approx(ours["val/top1"], abs=1e-6)
+
+
+def test_the_printed_call_names_the_head(root, tmp_path):
+    checkpoint, _ = train(root, tmp_path)
+    (path,) = export(checkpoint, "timm", tmp_path / "timm")
+    assert re.search(r"num_classes=10.*global_pool='avg'", timm_call(path))
