@@ -17,7 +17,8 @@ from bamboo.checkpoints import export, load_classifier, load_encoder, timm_call
 from bamboo.errors import InputError
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.ema import EMA
-from bamboo.vision.data import ImageFolder
+from bamboo.training import Recipe
+from bamboo.vision.data import Digits, ImageFolder
 from tests.finetune.folders import NAMES, write_classes
 
 SIZES = {"shape": {"depth": 2, "width": 32, "heads": 2}, "image_size": 16, "patch_size": 4, "in_chans": 3}
@@ -26,21 +27,23 @@ SIZES = {"shape": {"depth": 2, "width": 32, "heads": 2}, "image_size": 16, "patc
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
-    write_classes(folder / "train", 0, 300)
+    write_classes(folder / "train", 0, 100)
     write_classes(folder / "val", 300, 200)
     return folder
 
 
 def train(root: Path, out: Path, callbacks: tuple = (), **kwargs) -> tuple[Path, Classifier]:
-    """A checkpoint of a few steps, and the module, in which the average has taken the weights' place if there is one."""
+    """A checkpoint of two steps from random weights, and the module, in which an average has taken their place."""
+    torch.manual_seed(0)
     module = Classifier(10, "scratch", **{**SIZES, "head_init_std": 0.1, **kwargs})
-    module.recipe = type(module.recipe)(base_lr=1e-2, warmup_epochs=1, betas=(0.9, 0.999))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", max_epochs=3, limit_val_batches=0, callbacks=[*callbacks], **quiet)
-    data = ImageFolder(str(root), image_size=16, batch_size=50)
-    trainer.fit(module, datamodule=data)
-    trainer.save_checkpoint(out / "last.ckpt")
-    return out / "last.ckpt", module.eval()
+    short = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0, "default_root_dir": out}
+    trainer = Trainer(accelerator="cpu", callbacks=[*callbacks], **short, **quiet)
+    trainer.fit(module, datamodule=ImageFolder(str(root), image_size=16, batch_size=50))
+    return Path(trainer.checkpoint_callback.best_model_path), module.eval()
 
 
 def images() -> torch.Tensor:
@@ -127,12 +130,13 @@ def load_encoder_only(checkpoint: Path, folder: Path) -> Path:
 
 
 def test_timms_own_evaluation_of_the_exported_model_gives_the_same_accuracy(root, tmp_path):
-    checkpoint, module = train(root, tmp_path)
-    (path,) = export(checkpoint, "timm", tmp_path / "timm")
+    torch.manual_seed(0)
+    module = Classifier(10, "scratch", **SIZES, head_init_std=0.02, recipe=Recipe(base_lr=1e-2, warmup_epochs=1))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    (ours,) = Trainer(accelerator="cpu", **quiet).validate(
-        module, datamodule=ImageFolder(str(root), image_size=16, batch_size=64), verbose=False
-    )
+    trainer = Trainer(accelerator="cpu", max_epochs=3, default_root_dir=tmp_path, **quiet)
+    trainer.fit(module, datamodule=Digits(image_size=16, in_chans=3, batch_size=50, crop_scale=0.9))
+    (ours,) = trainer.validate(module, datamodule=ImageFolder(str(root), image_size=16, batch_size=64), verbose=False)
+    (path,) = export(trainer.checkpoint_callback.best_model_path, "timm", tmp_path / "timm")
     options = {"interpolation": "bicubic", "crop_pct": 0.875, "num_workers": 0, "use_prefetcher": False}
     loader = create_loader(ImageDataset(str(root / "val")), (3, 16, 16), 64, **options)
     model, right, count = create(path).eval(), 0.0, 0
