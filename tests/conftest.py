@@ -13,13 +13,13 @@ from PIL import Image
 logging.raiseExceptions = False  # Lightning's handlers keep the standard error of the test that came first
 
 
-def write_images(folder, count, size=(40, 48), seed=0):
+def write_images(folder, count, size=(40, 48), seed=0, ending="jpg"):
     """JPEGs of smooth random colours."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     for index in range(count):
         small = random.integers(0, 255, (4, 5, 3), dtype=np.uint8)
-        Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{index:03}.jpg")
+        Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{index:03}.{ending}")
     return folder
 
 

@@ -25,7 +25,7 @@ def data_root(tmp_path_factory, image_root):
     for split in ("train", "val"):
         (root / split).symlink_to(image_root / split)
         for name in ("n01440764", "n02102040"):
-            write_images(root / "imagenette2-320" / split / name, 8, seed=len(split))
+            write_images(root / "imagenette2-320" / split / name, 8, seed=len(split), ending="JPEG")
     batches = root / datasets.CIFAR10.base_folder
     batches.mkdir()
     for name, _ in datasets.CIFAR10.train_list + datasets.CIFAR10.test_list:
