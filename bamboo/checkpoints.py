@@ -105,19 +105,18 @@ def _classifier(weights: Weights, head: Head, format: str, out: Path) -> list[Pa
     sizes = ("shape", "image_size", "patch_size", "in_chans", "mean", "std", "layer_norm_eps")
     told: dict[str, Any] = {key: arguments[key] for key in sizes if key in arguments}
     told |= {"num_classes": len(head.classes), "pool": head.pool, "classes": head.classes}
-    if format == "reference":
-        raise InputError(f"{weights.source} is a classifier, which the reference MAE release has no format for")
     if format == "timm":
         return [write_weights(out / "model.safetensors", plain, told)]
+    height, width = Patches.of(told["image_size"], told["patch_size"]).image_size
+    if format == "reference":
+        raise InputError(f"{weights.source} is a classifier, which the reference MAE release has no format for")
     if head.pool == "map":
         raise InputError(f"{weights.source} pools by attention, which transformers' ViT does not: export as timm")
-    height, width = Patches.of(told["image_size"], told["patch_size"]).image_size
     if height != width:
-        raise InputError(f"format hf knows square images alone, not {height}x{width}: export as timm")
-    theirs = _huggingface_classifier(plain, head.pool)
+        raise InputError(f"format {format} knows square images alone, not {height}x{width}: export as timm")
     config = {**_vit(told, height), **_labels(head), **(BEIT if head.pool == "avg" else VIT)}
     return [
-        write_weights(out / "model.safetensors", theirs, told),
+        write_weights(out / "model.safetensors", _huggingface_classifier(plain, head.pool), told),
         _json(out / "config.json", config),
         _json(out / "preprocessor_config.json", _processor(scale_of(weights), height)),
     ]

@@ -100,40 +100,38 @@ class Classifier(TrainingModule):
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
         self.pixels = PixelScale(in_chans, mean or _shares(scale.mean), std or _shares(scale.std))
         _set_eps(self.model, layer_norm_eps)
-        self.save_hyperparameters(
-            {
-                "num_classes": num_classes,
-                "encoder": None,  # a checkpoint holds the weights, so it needs no other to be read
-                "shape": asdict(self.shape),
-                "image_size": self.patches.image_size,
-                "patch_size": self.patches.patch_size,
-                "in_chans": in_chans,
-                "pool": pool,
-                "freeze": freeze,
-                "batch_norm": batch_norm,
-                "recipe": asdict(recipe),
-                "mean": _shares(self.pixels.mean),
-                "std": _shares(self.pixels.std),
-                "layer_norm_eps": self.model.blocks[0].norm1.eps,
-            }
-        )
+        self.save_hyperparameters(self._told(num_classes, pool, freeze, batch_norm))
         attach_head(self.model, num_classes, pool, batch_norm, head_init_std)
         set_drop_path(self.model, drop_path)
         self.model.set_grad_checkpointing(grad_checkpointing)
-        self.model.requires_grad_(not freeze)
-        for part in (self.model.head, self.model.fc_norm, self.model.attn_pool):
-            if part is not None:
-                part.requires_grad_(True)
+        _freeze(self.model, freeze)
+        self.train()  # a loaded encoder is in evaluation mode, in which drop path does nothing
         self.source, self.num_classes, self.classes = encoder, num_classes, [str(n) for n in range(num_classes)]
-        self.freeze_encoder, self.layer_decay, self.seed, self.compile_blocks = freeze, layer_decay, seed, compile
-        self.layer_decay_depth = layer_decay_depth
-        self.label_smoothing = label_smoothing
-        self.mixing = _mixing(mixup, cutmix, label_smoothing, num_classes)
+        self.freeze_encoder, self.seed, self.compile_blocks = freeze, seed, compile
+        self.layer_decay, self.layer_decay_depth = layer_decay, layer_decay_depth
+        self.label_smoothing, self.mixing = label_smoothing, _mixing(mixup, cutmix, label_smoothing, num_classes)
         self.val_loss, self.val_samples = MeanMetric(), SumMetric()
-        self.top1, self.top5 = (
-            MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False)
-            for k in (1, 5)
-        )
+        options: dict[str, Any] = {"average": "micro", "validate_args": False}
+        self.top1 = MulticlassAccuracy(num_classes, **options)
+        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), **options)
+
+    def _told(self, num_classes: int, pool: Pool, freeze: bool, batch_norm: bool) -> dict[str, Any]:
+        """What a checkpoint must say to be read: it holds the weights, so it needs no encoder."""
+        return {
+            "num_classes": num_classes,
+            "encoder": None,
+            "shape": asdict(self.shape),
+            "image_size": self.patches.image_size,
+            "patch_size": self.patches.patch_size,
+            "in_chans": self.patches.in_chans,
+            "pool": pool,
+            "freeze": freeze,
+            "batch_norm": batch_norm,
+            "recipe": asdict(self.recipe),
+            "mean": _shares(self.pixels.mean),
+            "std": _shares(self.pixels.std),
+            "layer_norm_eps": self.model.blocks[0].norm1.eps,
+        }
 
     def setup(self, stage: str) -> None:
         """Check the model against the data, and compile the blocks in place."""
@@ -253,6 +251,14 @@ def _set_eps(encoder: VisionTransformer, eps: float | None) -> None:
     for module in encoder.modules():
         if eps is not None and isinstance(module, nn.LayerNorm):
             module.eps = eps
+
+
+def _freeze(model: VisionTransformer, freeze: bool) -> None:
+    """Train everything, positions too, or what stands above the encoder alone."""
+    model.requires_grad_(not freeze)
+    for part in (model.head, model.fc_norm, model.attn_pool):
+        if part is not None:
+            part.requires_grad_(True)
 
 
 def _mixing(mixup: float, cutmix: float, label_smoothing: float, num_classes: int) -> Mixup | None:

@@ -8,7 +8,7 @@ import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,18 +174,17 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 @contextmanager
 def own_streams() -> Iterator[None]:
-    """Leave the global random streams as they were: torch's, which torchvision draws from, Python's and NumPy's."""
+    """Leave Python's and NumPy's global random streams, from which timm's augmentations draw, as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
 
 
 def seed_streams(seed: int) -> None:
-    """Start the three global random streams of a CPU anew."""
+    """Start the global random streams of a CPU anew: torch's, Python's and NumPy's."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -219,6 +218,7 @@ class TrainImages(Dataset[Sample]):
         erase: float = 0.0,
     ):
         self.source, self.repeat, self.seed = source, repeat, seed
+        self.strong = bool(augment or erase)  # torchvision draws from torch alone, timm from Python and NumPy too
         crop = v2.RandomResizedCrop(size, scale=(crop_scale, 1.0), interpolation=BICUBIC, antialias=True)
         steps = [crop, v2.RandomHorizontalFlip(flip)]
         steps += [RandAugment(augment, size, source.in_chans)] if augment else []
@@ -232,9 +232,10 @@ class TrainImages(Dataset[Sample]):
         index, epoch = (key, 0) if isinstance(key, int) else key
         image, label, skipped = self._readable(index)
         views = []
-        with own_streams():
+        with torch.random.fork_rng(devices=[]), own_streams() if self.strong else nullcontext():
             for view in range(self.repeat):
-                seed_streams(derive_seed(self.seed, "view", epoch, index, view))
+                seed = derive_seed(self.seed, "view", epoch, index, view)
+                seed_streams(seed) if self.strong else torch.default_generator.manual_seed(seed)
                 views.append(self.transform(image))
         return Sample(torch.stack(views), label, skipped, index)
 
@@ -280,8 +281,10 @@ def evaluation_view(image: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = image.shape[-2:]
     if (height, width) == size:
         return image
-    scale = max(size[0] / height, size[1] / width) * 256 / 224
-    covering = [round(height * scale), round(width * scale)]
+    tight = 0 if size[0] / height >= size[1] / width else 1  # the side that is resized to 256/224, the other follows
+    sides = [height, width]
+    covered = size[tight] * 256 // 224
+    covering = [covered * side // sides[tight] for side in sides]  # rounded down, as torchvision's Resize does
     resized = v2.functional.resize(image, covering, BICUBIC, antialias=True)
     centre: Tensor = v2.functional.center_crop(resized, list(size))
     return centre

@@ -4,52 +4,145 @@ import argparse
 import importlib
 import importlib.util
 import json
-import math
+import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from bamboo.files import atomic_write
 
 PARTS = ("training", "data", "analysis", "finetune")
+"""Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
+
+Result = Mapping[str, float]
 
 
 class Line(NamedTuple):
-    """One line of the table: what it says, and the keys of the result that hold its numbers.
+    """One line of the table: its name, and under which keys of a result its numbers are found, if it has them.
 
     `target` is the least that `ratio` should be, or with `at_most` the most.
     """
 
     name: str
-    ratio: str
+    ratio: str = ""
     ours: str = ""
     peer: str = ""
     target: float | None = None
     at_most: bool = False
 
+    def verdict(self, result: Result) -> str:
+        """`met` or `not met`; nothing where there is no target."""
+        if self.target is None or self.ratio not in result:
+            return ""
+        ratio = result[self.ratio]
+        return "met" if (ratio <= self.target if self.at_most else ratio >= self.target) else "not met"
+
 
 def training_lines() -> Iterator[Line]:
-    """A step against that of transformers' ViTMAE, in seconds, and the share of the peak it reaches."""
-    targets = {"mae fp32": 1.1, "mae bf16": 1.0, "half fp32": 1.5, "half bf16": 1.5, "cross fp32": 2.0, "cross bf16": 2.0}
-    said = {"mae": "exact MAE", "half": "predict_ratio 0.5", "cross": "cross, predict_ratio 0.25"}
-    for shape, variants in (("vit-small", said), ("vit-base", ["mae"]), ("bamboo-base", ["mae"])):
+    """A step against that of transformers' ViTMAE, in seconds, and the share of the machine's peak that it reaches."""
+    variants = {"mae": "exact MAE", "half": "predict_ratio 0.5", "cross": "cross, predict_ratio 0.25"}
+    targets = {"mae": {"fp32": 1.1, "bf16": 1.0}, "half": dict.fromkeys(("fp32", "bf16"), 1.5)}
+    targets["cross"] = dict.fromkeys(("fp32", "bf16"), 2.0)
+    for shape, measured in (("vit-small", tuple(variants)), ("vit-base", ("mae",)), ("bamboo-base", ("mae",))):
         for precision in ("fp32", "bf16"):
             key = f"{shape}_{precision}"
-            for v in variants:
-                name, target = f"step, {shape}, {precision}, {said[v]} (s)", targets[f"{v} {precision}"]
-                yield Line(name, f"{key}_{v}_ratio", f"{key}_{v}_seconds", f"{key}_peer_seconds", target)
-            yield Line(f"share of matmul peak, {shape}, {precision}", f"{key}_share_of_peak")
+            for variant in measured:
+                name, ours = f"step, {shape}, {precision}, {variants[variant]} (s)", f"{key}_{variant}"
+                target = targets[variant][precision]
+                yield Line(name, f"{ours}_ratio", f"{ours}_seconds", f"{key}_peer_seconds", target)
+            peak = f"peak_{precision}_gflops"
+            yield Line(
+                f"share of peak, {shape}, {precision} (GFLOP/s)", f"{key}_share_of_peak", f"{key}_gflops_per_s", peak
+            )
+        yield Line(f"FLOPs of a step, {shape} (GFLOP)", ours=f"{shape}_fp32_gflops")
 
 
-LINES = {
+LINES: dict[str, list[Line]] = {
     "training": [*training_lines()],
     "data": [
-        Line("images/s, PIL recipe", "bamboo_over_pil", "bamboo_images_per_s", "pil_images_per_s", 1.8),
+        Line("images/s", "bamboo_over_pil", "bamboo_images_per_s", "pil_images_per_s", 1.8),
         Line("images/s, repeat 2", "bamboo_repeat2_over_pil", "bamboo_repeat2_images_per_s", "pil_images_per_s", 2.5),
     ],
+    "analysis": [
+        Line("token similarity over a plain pass", "cost_similarity", target=1.05, at_most=True),
+        Line("all stream measures over a plain pass", "cost_stream", target=1.3, at_most=True),
+        Line("default measures over a plain pass", "cost_default"),
+        Line("ranks over a plain pass", "cost_ranks"),
+        Line("attention measures over a plain pass", "cost_attention"),
+        Line("speed over the naive way", "gain_speed", target=10),
+        Line("memory over the naive way", "gain_memory", target=20),
+        Line("share of training taken by the monitor", "monitor_share"),
+    ],
 }
+"""What the table shows of each part; of a part that is not listed it shows every number."""
+
+
+def measure(part: str) -> dict[str, float] | str:
+    """The numbers of a part, or why there are none."""
+    name = f"tests.benchmarks.bench_{part}"
+    if importlib.util.find_spec(name) is None:
+        return "there is no such benchmark yet"
+    try:
+        return dict(getattr(importlib.import_module(name), f"bench_{part}")())
+    except Exception as error:  # one part that breaks leaves the report of the others
+        traceback.print_exc()
+        return f"failed: {type(error).__name__}: {error}"
+
+
+def rows(results: Mapping[str, Result]) -> Iterator[tuple[str, ...]]:
+    """Cells of the table: name, ours, peer, ratio, target, verdict."""
+    for part, result in results.items():
+        for line in LINES.get(part) or [Line(key, key) for key in result]:
+            numbers = [f"{result[key]:.4g}" if key in result else "" for key in (line.ours, line.peer, line.ratio)]
+            if any(numbers):
+                target = "" if line.target is None else f"{'<=' if line.at_most else '>='} {line.target:g}"
+                yield (f"{part}: {line.name}", *numbers, target, line.verdict(result))
+
+
+def table(results: Mapping[str, Result]) -> str:
+    """All rows under a header, columns aligned."""
+    cells = [("", "ours", "peer", "ratio", "target", ""), *rows(results)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = (
+        (row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))) for row in cells
+    )
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the parts, print the table and write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, help="run one part alone")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench.json"), help="where the numbers go")
+    arguments = parser.parse_args(argv)
+    results: dict[str, dict[str, float]] = {}
+    skipped: dict[str, str] = {}
+    for part in [arguments.only] if arguments.only else PARTS:
+        print(f"{part} ...", flush=True)
+        start, found = time.perf_counter(), measure(part)
+        if isinstance(found, str):
+            skipped[part] = found
+        else:
+            results[part] = found
+        print(f"{part}: {found if isinstance(found, str) else f'{time.perf_counter() - start:.0f} s'}", flush=True)
+    with atomic_write(arguments.out) as path:
+        path.write_text(json.dumps({"machine": machine(), "results": results, "skipped": skipped}, indent=2) + "\n")
+    print(f"\n{table(results)}\n\n{arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

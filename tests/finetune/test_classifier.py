@@ -204,6 +204,7 @@ def test_an_encoder_of_another_shape_or_patch_is_one_line(tmp_path, monkeypatch,
     assert "2x32 with 2 heads, and model.init_args.shape says 2x64" in message(
         capsys, *encoder, *other, config="digits"
     )
+    assert all(part.training for part in Classifier(10, last(tmp_path), **TINY).modules())
     patch = ["--model.init_args.patch_size", "2"]
     assert "patches of 4 pixels, and model.init_args.patch_size says 2" in message(
         capsys, *encoder, *patch, config="digits"
