@@ -24,6 +24,7 @@ __all__ = [
     "Head",
     "Report",
     "export",
+    "huggingface_class",
     "load_classifier",
     "load_encoder",
     "load_mae",
@@ -83,6 +84,12 @@ def timm_call(weights: str | Path) -> str:
     options |= {key: value for key, value in given.items() if value != usual[key]}
     written = "".join(f", {key}={value!r}" for key, value in options.items())
     return f'timm.create_model("{timm_name(name)}"{written}, checkpoint_path={str(weights)!r})'
+
+
+def huggingface_class(folder: str | Path) -> str:
+    """The class of transformers that reads what `export` wrote for Hugging Face."""
+    name: str = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    return name
 
 
 def _arguments(weights: Weights) -> dict[str, Any]:

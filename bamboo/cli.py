@@ -25,6 +25,8 @@ COMMANDS = {
         "bamboo.analysis.command:profile_command",
         "measure how alike tokens grow with depth, in any model",
     ),
+    "knn": ("bamboo.finetune.commands:knn", "classify images by nearest neighbours on frozen features"),
+    "probe": ("bamboo.finetune.commands:probe", "train a linear probe on every layer of a frozen encoder"),
     "export": ("bamboo.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
 }
 

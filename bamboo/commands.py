@@ -145,14 +145,15 @@ def export(checkpoint: Path, *, out: Path, format: Literal["timm", "hf", "refere
     Args:
         checkpoint: what to export.
         out: folder to write into.
-        format: `timm` for the encoder, `hf` for transformers' ViTMAEForPreTraining, `reference` for the MAE release.
+        format: `timm` for the encoder, or a classifier with its head; `hf` for transformers' ViTMAEForPreTraining, or
+            an image classifier; `reference` for the MAE release.
     """
     from bamboo.checkpoints import export as write
-    from bamboo.checkpoints import timm_call
+    from bamboo.checkpoints import huggingface_class, timm_call
 
     paths = write(checkpoint, format, out)
     print("\n".join(f"wrote {path}" for path in paths))
     if format == "timm":
         print(f"load it, after `import bamboo.vision`, by\n  {timm_call(paths[0])}")
     elif format == "hf":
-        print(f'load it by\n  transformers.ViTMAEForPreTraining.from_pretrained("{out}")')
+        print(f'load it by\n  transformers.{huggingface_class(out)}.from_pretrained("{out}")')

@@ -91,7 +91,8 @@ class Classifier(TrainingModule):
         compile: bool = False,
         grad_checkpointing: bool = False,
     ) -> None:
-        super().__init__(recipe)
+        # `load_from_checkpoint` hands over the plain values of a checkpoint.
+        super().__init__(Recipe(**recipe) if isinstance(recipe, Mapping) else recipe)
         if freeze and (drop_path or layer_decay != 1):
             raise InputError(
                 "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
@@ -229,7 +230,14 @@ class Classifier(TrainingModule):
         checkpoint["classes"] = self.classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the names of the classes from the run."""
+        """Take the names of the classes from the run. Raises `InputError` for a checkpoint of another model."""
+        told = checkpoint.get("hyper_parameters", {})
+        for key in ("num_classes", "shape", "image_size", "patch_size", "in_chans", "pool", "batch_norm"):
+            if told.get(key) != self.hparams[key]:
+                raise InputError(
+                    f"the checkpoint has {key} {told.get(key)} and the configuration {self.hparams[key]}: "
+                    "give the configuration that it was trained by"
+                )
         self.classes = checkpoint["classes"]
 
     def _checked(self, images: Tensor) -> Tensor:

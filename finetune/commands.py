@@ -27,6 +27,7 @@ def knn(
     samples: int | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
+    seed: int = 0,
 ) -> None:
     """Print the accuracy of nearest neighbours on frozen features: the mean of the patch tokens after the final norm.
 
@@ -38,13 +39,14 @@ def knn(
         samples: training images, and validation images, at most; evenly spread.
         batch_size: images at a time.
         num_workers: processes that read images.
+        seed: of the split, where the data have none of their own; that of pretraining keeps its test images unseen.
     """
     from .knn import collect, mean_patch_features, nearest_neighbour_accuracy
 
     if neighbours < 1:
         raise InputError(f"neighbours must be at least 1, got {neighbours}")
     model, scale, device = _open(encoder, image_size)
-    loaders = _data(data, model, batch_size, num_workers).probe_loaders(samples)
+    loaders = _data(data, model, batch_size, num_workers, seed).probe_loaders(samples)
     train, test = (collect(lambda images: mean_patch_features(model, scale(images)), one, device) for one in loaders)
     accuracy = nearest_neighbour_accuracy(train, test, neighbours)
     print(f"{neighbours} nearest neighbours of {len(train[1])} images: {accuracy:.2%} of {len(test[1])} images right")
@@ -77,10 +79,10 @@ def probe(
         samples: training images, and validation images, at most; evenly spread.
         batch_size: images at a time.
         num_workers: processes that read images.
-        seed: of the order of training and of fresh weights.
+        seed: of the split, as for `bamboo knn`, of the order of training, and of fresh weights.
     """
     model, scale, device = _open(encoder, image_size)
-    loaders = _data(data, model, batch_size, num_workers)
+    loaders = _data(data, model, batch_size, num_workers, seed)
     models = {"encoder": model, **({"fresh weights": _fresh(model, seed).to(device)} if baseline else {})}
     rows: list[tuple[str, int, float, float]] = []
     for label, each in models.items():
@@ -119,11 +121,11 @@ def _open(source: str, image_size: int | None) -> tuple["VisionTransformer", "Pi
     return encoder.to(device), pixel_scale(source).to(device), device
 
 
-def _data(data: str, encoder: "VisionTransformer", batch_size: int, num_workers: int) -> "ImageData":
+def _data(data: str, encoder: "VisionTransformer", batch_size: int, num_workers: int, seed: int) -> "ImageData":
     from bamboo.vision.data import Digits, ImageData, ImageFolder
 
     height, width = encoder.patch_embed.img_size
-    options = {"image_size": (height, width), "in_chans": encoder.in_chans, "num_workers": num_workers}
+    options = {"image_size": (height, width), "in_chans": encoder.in_chans, "num_workers": num_workers, "seed": seed}
     module: ImageData
     if data == "digits":
         module = Digits(batch_size=batch_size, **options)

@@ -3,9 +3,12 @@
 import csv
 
 import pytest
+import timm
 import torch
 from lightning import Trainer
+from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers import ViTConfig, ViTModel
 
 from bamboo.cli import main
 from bamboo.errors import InputError
@@ -190,7 +193,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
         capsys, "--model.init_args.mixup", "0.8", "--data.init_args.batch_size", "99"
     )
     assert "drop_path and layer_decay" in message(capsys, "--model.init_args.freeze", "true")
-    assert "unknown pool" in message(capsys, "--model.init_args.pool", "man") or True
+    assert "model.init_args.pool" in message(capsys, "--model.init_args.pool", "man")
     assert "image_size and in_chans alike" in message(capsys, "--data.init_args.image_size", "24")
     assert "fewer than shots 9999" in message(capsys, "--data.init_args.shots", "9999")
     assert "is no policy" in message(capsys, "--data.init_args.augment", "magic")
@@ -209,6 +212,12 @@ def test_an_encoder_of_another_shape_or_patch_is_one_line(tmp_path, monkeypatch,
     assert "patches of 4 pixels, and model.init_args.patch_size says 2" in message(
         capsys, *encoder, *patch, config="digits"
     )
+
+
+def test_a_checkpoint_of_another_model_is_one_line(uninterrupted, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    other = ["--ckpt_path", str(last(uninterrupted)), "--model.init_args.pool", "token"]
+    assert "checkpoint has pool avg and the configuration token" in message(capsys, *other, verb="validate")
 
 
 def test_contradictions_are_refused_before_anything_starts():
@@ -234,3 +243,27 @@ def test_every_shipped_configuration_is_one_that_the_command_takes(path, capsys)
         )
     assert caught.value.code in (0, None)
     assert "bamboo.finetune.classifier.Classifier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["timm", "hf"])
+def test_encoders_of_others_at_another_resolution_with_other_channels_and_classes(tmp_path, kind):
+    if kind == "timm":
+        sizes = {"embed_dim": 64, "depth": 2, "num_heads": 1, "img_size": 32, "patch_size": 8}
+        theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, **sizes)
+        source, eps = tmp_path / "vit.safetensors", 1e-6
+        save_file(theirs.state_dict(), source)
+    else:
+        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+        theirs = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8, layer_norm_eps=1e-12))
+        source, eps = tmp_path / "hf", 1e-12
+        theirs.save_pretrained(source)
+    module = Classifier(7, source, image_size=(16, 48), in_chans=1)
+    assert any(torch.equal(module.model.blocks[1].mlp.fc1.weight, tensor) for tensor in theirs.state_dict().values())
+    assert module.hparams["layer_norm_eps"] == eps
+    images = torch.randint(0, 256, (2, 1, 16, 48), dtype=torch.uint8)
+    assert module.eval()(images).shape == (2, 7)
+    trainer = quiet(max_steps=0)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "classifier.ckpt")
+    again = Classifier.load_from_checkpoint(tmp_path / "classifier.ckpt", weights_only=True)
+    assert torch.equal(again.eval()(images), module(images))

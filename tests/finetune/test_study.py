@@ -5,6 +5,7 @@ The encoder is pretrained once, without labels, by the shipped configuration mad
 
 import csv
 from collections import Counter
+from statistics import mean
 
 import pytest
 import torch
@@ -34,10 +35,12 @@ def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert pretrain(*SIZES, "0", "--trainer.max_epochs", "40") == 0
+        rate = ("--model.init_args.recipe.base_lr", "4e-3", "--model.init_args.recipe.warmup_epochs", "5")
+        assert pretrain(*SIZES, "0", "--trainer.max_epochs", "40", *rate) == 0
     return folder / "runs/quickstart/version_0/checkpoints/last.ckpt"
 
 
+SEEDS = (0, 1)
 LABELS = ("encoder", "fresh weights")
 
 
@@ -52,10 +55,10 @@ def test_with_ten_labels_per_class_pretraining_then_fine_tuning_beats_training_f
     monkeypatch.chdir(tmp_path)
     base_lr = ("--model.init_args.recipe.base_lr", "4.0e-3")
     start = ("--model.init_args.encoder", str(encoder), "--model.init_args.layer_decay", "1.0")
-    tuned = [accuracy("digits", "digits", seed, *start, *base_lr) for seed in (0, 1)]
-    scratch = [accuracy("scratch_digits", "scratch-digits", seed, *base_lr) for seed in (0, 1)]
+    tuned = [accuracy("digits", "digits", seed, *start, *base_lr) for seed in SEEDS]
+    scratch = [accuracy("scratch_digits", "scratch-digits", seed, *base_lr) for seed in SEEDS]
     print(f"fine-tuned {tuned}, from scratch {scratch}")
-    assert min(tuned) > max(scratch)
+    assert mean(tuned) > mean(scratch) + 0.02
 
 
 def data(**kwargs):

@@ -1,0 +1,117 @@
+"""Every shipped configuration says what its name says; one of each family trains, evaluates and predicts."""
+
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from bamboo.cli import COMMANDS, TRAINING, main
+from bamboo.compose import compose
+from bamboo.shapes import SHAPES, default_patch_size
+from tests.finetune.folders import write_classes
+from tests.finetune.runs import last, pretrain, run
+from tests.runs import CONFIGS, ROOT
+
+FILES = sorted((CONFIGS / "finetune").glob("[a-z]*.yaml"))
+SHAPED = [path for path in FILES if "digits" not in path.stem]
+FAMILIES = ("imagenet", "linear", "attentive", "scratch")
+
+
+def settings(path):
+    return OmegaConf.to_container(compose(path), resolve=True)
+
+
+def test_there_is_one_of_each_family_for_every_shape_that_is_pretrained():
+    shapes = {path.stem.removeprefix("imagenet_") for path in (CONFIGS / "pretrain").glob("imagenet_*_*.yaml")}
+    shapes &= {name.replace("-", "_") for name in SHAPES}
+    assert {path.stem for path in SHAPED} == {f"{family}_{shape}" for family in FAMILIES for shape in shapes}
+
+
+@pytest.mark.parametrize("path", SHAPED, ids=lambda path: path.stem)
+def test_a_configuration_says_its_shape_and_the_recipe_of_its_size(path):
+    family, _, name = path.stem.partition("_")
+    told, name = settings(path), name.replace("_", "-")
+    model, size = told["model"]["init_args"], name.rpartition("-")[2]
+    assert model["shape"] == name
+    assert model["patch_size"] == default_patch_size(name)
+    assert told["trainer"]["logger"]["init_args"]["name"].endswith(name)
+    if family == "imagenet":  # the published table
+        recipe = model["recipe"]
+        found = (told["trainer"]["max_epochs"], recipe["base_lr"], model["layer_decay"], model["drop_path"])
+        expected = {"base": (100, 5e-4, 0.65, 0.1), "large": (50, 1e-3, 0.75, 0.2), "huge": (50, 1e-3, 0.75, 0.3)}
+        assert found == expected[size]
+        assert model["layer_decay_depth"] == SHAPES[f"vit-{size}"].depth
+
+
+@pytest.mark.parametrize("name", ["digits", "linear_digits", "scratch_digits"])
+def test_classifiers_of_digits_have_the_sizes_of_the_encoder_that_the_quickstart_trains(name):
+    ours, theirs = (
+        settings(CONFIGS / path)["model"]["init_args"] for path in (f"finetune/{name}.yaml", "pretrain/quickstart.yaml")
+    )
+    for key in ("shape", "image_size", "patch_size", "in_chans"):
+        assert ours[key] == theirs[key], key
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a data set and a pretrained encoder, which is the working directory."""
+    folder = tmp_path_factory.mktemp("place")
+    write_classes(folder / "images/train", 0, 60)
+    write_classes(folder / "images/val", 100, 20)
+    small = ("--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.callbacks", "[]")
+    (folder / "configs").symlink_to(CONFIGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert pretrain(*small, "--data.init_args.in_chans", "3", "--model.init_args.in_chans", "3") == 0
+        yield folder
+
+
+REDUCED = [
+    *("--model.init_args.patch_size", "4", "--model.init_args.num_classes", "10", "--data.init_args.batch_size", "20"),
+    *("--data.init_args.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_of_each_family_trains_evaluates_and_predicts(place, family, capsys):
+    config = f"{family}_bamboo_base"
+    small = [*REDUCED, "--data.init_args.root", "images"]
+    encoder = ["--model.init_args.encoder", "runs/quickstart/version_0/checkpoints/last.ckpt"]
+    start = [] if family == "scratch" else encoder
+    assert run("fit", *small, *start, "--trainer.max_epochs", "1", config=config) == 0
+    name = f"{'finetune' if family == 'imagenet' else family}-bamboo-base"
+    for verb in ("validate", "predict"):
+        assert run(verb, *small, "--ckpt_path", str(last(place, name)), config=config) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"val/samples\W+20\.0", out)
+    assert "20 predictions in predictions.csv" in out
+
+
+def commands():
+    text = (ROOT / "docs/finetuning.md").read_text()
+    return [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+def test_the_commands_of_the_page_run(place):
+    classifier = place / "runs/finetune-bamboo-base/version_9/checkpoints/last.ckpt"
+    small = [*REDUCED, "--data.init_args.root", "images", "--trainer.max_epochs", "1"]
+    encoder = ["--model.init_args.encoder", "scratch"]
+    assert run("fit", *small, "--trainer.logger.init_args.version", "9", *encoder, config="imagenet_bamboo_base") == 0
+    shape = [*("--model.init_args.shape", '{"depth": 2, "width": 32, "heads": 2}'), *REDUCED]
+    sizes = [*("--model.init_args.image_size", "16", "--data.init_args.image_size", "16"), *shape]
+    short = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
+    for line in commands():
+        _, verb, *rest = line.split()
+        if verb not in {**TRAINING, **COMMANDS}:  # until the command line lists it
+            continue
+        swap = {"CHECKPOINT": "runs/quickstart/version_0/checkpoints/last.ckpt", "/path/to/images": "images"}
+        swap["CLASSIFIER"] = str(classifier)
+        words = [swap.get(word, word) for word in rest]
+        options = {"fit": [*sizes, *short], "validate": sizes, "predict": sizes}.get(verb, [])
+        # Options of the callback that a page adds last stay last.
+        cut = next((i for i, word in enumerate(words) if "callbacks+" in word), len(words))
+        assert main([verb, *words[:cut], *options, *words[cut:]]) == 0, line
