@@ -3,10 +3,13 @@ import math
 import pytest
 import torch
 from timm.optim import param_groups_weight_decay
+from torch.utils.flop_counter import FlopCounterMode
 
 from bamboo.seeds import derive_seed
+from bamboo.shapes import Shape
 from bamboo.training import scaled_lr, warmup_cosine
 from bamboo.vision.mae import build_mae
+from bamboo.vision.pretraining import MAEPretraining
 from tests.runs import fit, last, scalars
 
 
@@ -71,3 +74,19 @@ def test_the_logged_gradient_norm_is_that_of_all_gradients(tmp_path, monkeypatch
     gradients = torch.load("gradients.pt", weights_only=True).values()
     expected = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     assert scalars(last(tmp_path).parent.parent, "train/grad_norm")[0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_flop_utilisation_is_logged_where_the_peak_is_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bamboo.callbacks.get_available_flops", lambda device, dtype: 1e12)
+    assert fit("--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "5") == 0
+    folder = last(tmp_path).parent.parent
+    rates, shares = scalars(folder, "speed/samples_per_s"), scalars(folder, "speed/mfu")
+    sizes = {"image_size": 32, "patch_size": 4, "in_chans": 1, "decoder_shape": Shape(1, 32, 2)}
+    module = MAEPretraining(shape=Shape(2, 32, 2), **sizes)
+    with torch.device("meta"), FlopCounterMode(display=False) as forward:
+        build_mae(Shape(2, 32, 2), **sizes)(torch.empty(1, 1, 32, 32), torch.empty(1, 64))
+    # A backward pass costs twice the forward one, less the gradients of pixels, which nobody needs.
+    assert 2.5 < module.flops_per_sample() / forward.get_total_flops() <= 3
+    for step, rate in rates.items():
+        assert shares[step] == pytest.approx(rate * module.flops_per_sample() / 1e12, rel=1e-4)
