@@ -25,7 +25,7 @@ SIZES = [
     *("--trainer.callbacks", "[]", "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches"),
 ]
 STEPS = [
-    *("--data.init_args.shots", "10", "--trainer.max_epochs", "100", "--trainer.check_val_every_n_epoch", "100"),
+    *("--data.init_args.shots", "10", "--trainer.max_epochs", "150", "--trainer.check_val_every_n_epoch", "150"),
     *("--model.init_args.drop_path", "0", "--model.init_args.recipe.warmup_epochs", "5"),
 ]
 
@@ -36,7 +36,7 @@ def encoder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         rate = ("--model.init_args.recipe.base_lr", "4e-3", "--model.init_args.recipe.warmup_epochs", "5")
-        assert pretrain(*SIZES, "0", "--trainer.max_epochs", "40", *rate) == 0
+        assert pretrain(*SIZES, "0", "--trainer.max_epochs", "60", *rate) == 0
     return folder / "runs/quickstart/version_0/checkpoints/last.ckpt"
 
 
