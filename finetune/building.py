@@ -5,9 +5,9 @@ from pathlib import Path
 from timm.models.vision_transformer import VisionTransformer
 
 from bamboo.checkpoints import load_encoder, pixel_scale
+from bamboo.checkpoints.sources import ratio
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, find_shape
-from bamboo.sources import ratio
 from bamboo.vision.encoder import build_encoder
 from bamboo.vision.pixels import PixelScale
 

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel
 
 from bamboo.checkpoints import export, load_encoder, load_mae, pixel_scale, read_file, timm_call
+from bamboo.checkpoints.loading import Report
+from bamboo.checkpoints.sources import ratio
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
-from bamboo.loading import Report
-from bamboo.sources import ratio
 from bamboo.vision.mae import MaskedAutoencoder, build_mae
 from bamboo.vision.pixels import IMAGENET_MEAN
 

@@ -12,6 +12,8 @@ from bamboo.vision.mae import build_mae
 from bamboo.vision.pretraining import MAEPretraining
 from tests.runs import fit, last, scalars
 
+EVERY_EPOCH = ["--trainer.check_val_every_n_epoch", "1"]
+
 
 def test_the_published_learning_rate_of_mae_at_its_published_batch():
     assert scaled_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
@@ -56,7 +58,7 @@ def test_seeds_are_pure_functions_of_their_parts():
 
 def test_a_run_logs_what_people_look_at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert fit("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "5") == 0
+    assert fit(*("--trainer.max_epochs", "2"), *("--trainer.log_every_n_steps", "5"), *EVERY_EPOCH) == 0
     folder = last(tmp_path).parent.parent
     tags = ["train/loss", "train/lr", "train/grad_norm", "speed/samples_per_s", "speed/data_wait_ms"]
     for tag in tags:

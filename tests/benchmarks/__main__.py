@@ -76,7 +76,14 @@ LINES: dict[str, list[Line]] = {
         Line("attention measures over a plain pass", "cost_attention"),
         Line("speed over the naive way", "gain_speed", target=10),
         Line("memory over the naive way", "gain_memory", target=20),
-        Line("share of training taken by the monitor", "monitor_share"),
+        Line("share of training taken by the monitor", "monitor_share", target=0.01, at_most=True),
+    ],
+    "finetune": [
+        Line("fine-tuning step over plain timm, bamboo-base", "step_bamboo-base_over_timm", target=1, at_most=True),
+        Line("fine-tuning step over plain timm, vit-base", "step_vit-base_over_timm", target=1, at_most=True),
+        Line("nearest neighbours over a forward pass", "knn_over_forward_pass"),
+        Line("probe of every layer over a forward pass", "probe_over_forward_pass"),
+        Line("epoch of a probe, cached over not", "cached_probe_gain", target=10),
     ],
 }
 """What the table shows of each part; of a part that is not listed it shows every number."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from bamboo.checkpoints.key_maps import to_huggingface
 from bamboo.errors import InputError
-from bamboo.key_maps import to_huggingface
 from bamboo.shapes import Shape
 from bamboo.vision.decoders import CrossAttentionDecoder, SelfAttentionDecoder, run_on_last
 from bamboo.vision.encoder import block_states, embed, encode, gather

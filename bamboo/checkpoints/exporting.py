@@ -1,4 +1,4 @@
-"""Reading models from any source, and writing them in the formats of others: timm, Hugging Face, the reference MAE."""
+"""Writing models in the formats of others: timm, Hugging Face, the reference MAE."""
 
 import json
 from collections.abc import Callable
@@ -9,30 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bamboo.classifiers import Head, head_and_trunk, load_classifier, open_classifier, read_head
+from bamboo.checkpoints.classifiers import Head, head_and_trunk, open_classifier, read_head
+from bamboo.checkpoints.key_maps import to_huggingface, to_reference
+from bamboo.checkpoints.loading import build_from, load_encoder, scale_of
+from bamboo.checkpoints.sources import DEFAULTS, Weights, open_source
 from bamboo.errors import InputError, unknown
 from bamboo.files import atomic_write, read_file, write_weights
-from bamboo.key_maps import to_huggingface, to_reference
-from bamboo.loading import Report, build_from, load_encoder, load_mae, pixel_scale, scale_of
 from bamboo.shapes import SHAPES, Patches, default_patch_size, find_shape
-from bamboo.sources import DEFAULTS, Weights, open_source
 from bamboo.vision.mae import MaskedAutoencoder
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.timm_models import timm_name
-
-__all__ = [
-    "Head",
-    "Report",
-    "export",
-    "huggingface_class",
-    "load_classifier",
-    "load_encoder",
-    "load_mae",
-    "pixel_scale",
-    "read_file",
-    "read_head",
-    "timm_call",
-]
 
 
 def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], out: str | Path) -> list[Path]:

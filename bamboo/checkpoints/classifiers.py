@@ -10,12 +10,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from bamboo.checkpoints.key_maps import from_huggingface
+from bamboo.checkpoints.loading import fill, scale_of
+from bamboo.checkpoints.sources import Weights, open_source, ratio
 from bamboo.errors import InputError
 from bamboo.files import read_file
-from bamboo.key_maps import from_huggingface
-from bamboo.loading import fill, scale_of
 from bamboo.shapes import Patches, find_shape
-from bamboo.sources import Weights, open_source, ratio
 from bamboo.vision.encoder import build_encoder
 from bamboo.vision.heads import Pool, plain_head
 from bamboo.vision.pixels import PixelScale

@@ -18,9 +18,9 @@ import timm
 from torch import Tensor
 
 from bamboo import vision as vision  # importing it registers our names with timm
+from bamboo.checkpoints.key_maps import PREFIXES, from_huggingface, from_timm, is_huggingface
 from bamboo.errors import InputError, unknown
 from bamboo.files import read_file
-from bamboo.key_maps import PREFIXES, from_huggingface, from_timm, is_huggingface
 from bamboo.shapes import SHAPES, Shape
 from bamboo.vision.mae import build_mae
 

@@ -10,9 +10,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from bamboo.compose import compose_arguments
+from bamboo.cli.compose import compose_arguments
+from bamboo.cli.parse_errors import one_line
 from bamboo.errors import InputError
-from bamboo.parse_errors import one_line
 from bamboo.saving import Checkpoints
 
 

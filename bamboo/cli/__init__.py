@@ -19,15 +19,18 @@ TRAINING = {
     "predict": "run a checkpoint over a data set",
 }
 COMMANDS = {
-    "shapes": ("bamboo.commands:shapes", "list depths and widths, their parameters and FLOPs, and equal-cost ladders"),
-    "reconstruct": ("bamboo.commands:reconstruct", "show what a masked autoencoder makes of your images"),
+    "shapes": (
+        "bamboo.cli.commands:shapes",
+        "list depths and widths, their parameters and FLOPs, and equal-cost ladders",
+    ),
+    "reconstruct": ("bamboo.cli.commands:reconstruct", "show what a masked autoencoder makes of your images"),
     "profile": (
         "bamboo.analysis.command:profile_command",
         "measure how alike tokens grow with depth, in any model",
     ),
     "knn": ("bamboo.finetune.commands:knn", "classify images by nearest neighbours on frozen features"),
     "probe": ("bamboo.finetune.commands:probe", "train a linear probe on every layer of a frozen encoder"),
-    "export": ("bamboo.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
+    "export": ("bamboo.cli.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
 }
 
 
@@ -63,7 +66,7 @@ def main(args: list[str] | None = None) -> int:
 def _run(args: list[str]) -> None:
     verb, *rest = args
     if verb in TRAINING:
-        from bamboo.lightning_cli import run
+        from bamboo.cli.lightning import run
 
         run(args)
     elif verb in COMMANDS:
@@ -75,7 +78,7 @@ def _run(args: list[str]) -> None:
 def _call(verb: str, args: list[str]) -> None:
     from jsonargparse import ArgumentError
 
-    from bamboo.parse_errors import one_line
+    from bamboo.cli.parse_errors import one_line
 
     module, name = COMMANDS[verb][0].split(":")
     function = getattr(import_module(module), name)

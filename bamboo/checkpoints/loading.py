@@ -12,9 +12,9 @@ from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from bamboo.checkpoints.sources import DEFAULTS, Weights, image_side, open_source
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, find_shape
-from bamboo.sources import DEFAULTS, Weights, image_side, open_source
 from bamboo.vision.encoder import build_encoder
 from bamboo.vision.mae import MaskedAutoencoder, build_mae
 from bamboo.vision.pixels import PixelScale
