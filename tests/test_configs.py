@@ -89,7 +89,7 @@ def test_a_configuration_runs_a_step_at_a_reduced_size(name, data_root, tmp_path
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
     size = ["--model.init_args.image_size", "32", "--model.init_args.patch_size", "8"]
-    step = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.accelerator", "cpu"]
+    step = ["--trainer.max_epochs", "1", "--trainer.max_steps", "1", "--trainer.accelerator", "cpu"]
     data = ["--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0"]
     download = ["--data.init_args.download", "false"] if "cifar" in name or name.endswith("imagenette.yaml") else []
     plain = ["--trainer.precision", "32-true", "--trainer.accumulate_grad_batches", "1"]
