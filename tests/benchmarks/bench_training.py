@@ -48,7 +48,7 @@ CASES = (
 )
 
 
-def bench_training(seconds: float = 150.0) -> dict[str, float]:
+def bench_training(seconds: float = 90.0) -> dict[str, float]:
     """Seconds of a step, ratios to `transformers`, FLOPs, and the share of the machine's peak that our step reaches.
 
     Args:
