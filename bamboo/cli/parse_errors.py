@@ -32,9 +32,8 @@ def one_line(message: str, args: Iterable[str], known: Iterable[str] = ()) -> st
     problem = re.search(r"Problem with given class_path.*?:\s*\n\s*([^\n]*)", message)
     lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not NOISE.match(line.strip(" -"))]
     text = "; ".join(dict.fromkeys(lines)) or (problem[1].strip() if problem else message)
-    text = (
-        re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.Literal", "one of ").replace(" a one of", " one of")
-    )
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    text = re.sub(r"Expected an? ", "expected ", text).replace(". Got value:", ", got")
     return f"{key}: {text}" if key else " ".join(text.split())
 
 
