@@ -31,6 +31,18 @@ COMMANDS = {
     "knn": ("bamboo.finetune.commands:knn", "classify images by nearest neighbours on frozen features"),
     "probe": ("bamboo.finetune.commands:probe", "train a linear probe on every layer of a frozen encoder"),
     "export": ("bamboo.cli.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
+    "tokenize": (
+        "bamboo.text.commands:tokenize",
+        "turn text into a packed corpus, with a vocabulary of its own or a given one",
+    ),
+    "fill": ("bamboo.text.commands:fill", "let a masked language model fill in [MASK]"),
+    "glue": ("bamboo.finetune.glue.commands:glue", "fine-tune and score a text encoder on the tasks of GLUE"),
+    "glue-compare": ("bamboo.finetune.glue.commands:glue_compare", "set the scores of two encoders side by side"),
+    "study": (
+        "bamboo.analysis.study.commands:study",
+        "compare shapes, objectives and seeds, and judge the paper's claims",
+    ),
+    "study-report": ("bamboo.analysis.study.commands:study_report", "merge finished studies into one report"),
 }
 
 

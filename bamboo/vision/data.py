@@ -17,10 +17,10 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from bamboo.errors import InputError
+from bamboo.sampling import EvalSampler, Loader, TrainSampler
 from bamboo.seeds import derive_seed
 from bamboo.vision.folders import Sources, all_images, folder_sources
 from bamboo.vision.images import MODES, Arrays, EvalImages, Source, TrainImages, collate
-from bamboo.vision.sampling import EvalSampler, Loader, TrainSampler
 from bamboo.vision.subsets import few
 
 log = logging.getLogger(__name__)

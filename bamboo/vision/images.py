@@ -22,9 +22,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from bamboo.errors import InputError
+from bamboo.sampling import NOTHING
 from bamboo.seeds import derive_seed
 from bamboo.vision.augment import Erase, RandAugment
-from bamboo.vision.sampling import NOTHING
 
 try:  # deprecated since torchvision 0.29: where it is gone, Pillow reads everything, more slowly
     from torchvision.io import decode_image

@@ -22,7 +22,7 @@ from bamboo.vision import folders, images
 from bamboo.vision.data import Digits, ImageData, ImageFolder, TorchvisionData
 from bamboo.vision.folders import Sources, folder_sources
 from bamboo.vision.images import Arrays, EvalImages, TrainImages, Unreadable, evaluation_view, read_image
-from bamboo.vision.sampling import NOTHING, EvalSampler, TrainSampler
+from bamboo.sampling import NOTHING, EvalSampler, TrainSampler
 
 
 def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -436,7 +436,7 @@ def test_arguments_that_cannot_be_are_named(arguments: dict[str, Any], message: 
 
 
 def test_a_batch_larger_than_the_data_set_is_named() -> None:
-    with pytest.raises(InputError, match="24 training images do not fill a batch of 25"):
+    with pytest.raises(InputError, match="24 training samples do not fill a batch of 25"):
         Numbered(batch_size=25).train_dataloader()
 
 

@@ -40,7 +40,7 @@ class TrainSampler(DistributedSampler[Any]):
         self.steps = self.size // (batch * world)
         self.start = 0  # steps of the epoch to leave out
         if not self.steps:
-            raise InputError(f"{self.size} training images do not fill a batch of {batch} on {world} process(es)")
+            raise InputError(f"{self.size} training samples do not fill a batch of {batch} on {world} process(es)")
 
     def __len__(self) -> int:
         return self.steps * self.batch
@@ -84,7 +84,7 @@ class EvalSampler(DistributedSampler[Any]):
 
 
 class Loader(DataLoader[Any]):
-    """A `DataLoader` over a `TrainSampler` that restarts in the middle of an epoch without decoding what it skips.
+    """A `DataLoader` over a `TrainSampler` that restarts in the middle of an epoch without reading what it skips.
 
     Lightning saves and restores its state with the loops', because it has `state_dict` and `load_state_dict`.
     """
