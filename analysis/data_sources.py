@@ -25,7 +25,8 @@ def open_data(
     """Batches of `data` that fit a model: at most `samples`, evenly spread over all there are.
 
     For images: `digits`, or a folder; of `train/` and `val/` (as in ImageNet) the validation images are read, of any
-    other folder all. For texts: a text file, or a folder of them.
+    other folder all. For texts: a text file, a folder of them, or a corpus that `bamboo tokenize` wrote, of which the
+    held-out part is read.
 
     Args:
         data: what a person typed.
@@ -65,6 +66,8 @@ def _holds(data: str, kind: Kind) -> bool:
         return kind == "images"
     if path.is_file() and kind == "texts":
         return path.suffix.lower() not in IMAGES
+    if _is_corpus(path):
+        return kind == "texts"
     return any(file.suffix.lower() in (IMAGES if kind == "images" else TEXTS) for file in _files(path))
 
 
@@ -94,9 +97,12 @@ def _images(data: str, opened: Opened, samples: int, batch_size: int, num_worker
 
 
 def _texts(data: str, opened: Opened, samples: int, batch_size: int, max_length: int) -> Iterator[Mapping[str, Tensor]]:
-    tokenizer, limit = _tokenizer(opened), _longest(opened)
+    tokenizer, limit = opened.tokenizer, _longest(opened)
     if not 2 < max_length <= limit:
         raise InputError(f"max_length must lie between 3 and the {limit} tokens of {opened.label}, got {max_length}")
+    if _is_corpus(Path(data)):
+        yield from _blocks(data, opened, samples, batch_size, max_length)
+        return
     pieces = iter(_pieces(Path(data).expanduser(), samples, CHARACTERS * max_length))
     while batch := list(islice(pieces, batch_size)):
         yield tokenizer(
@@ -109,15 +115,25 @@ def _texts(data: str, opened: Opened, samples: int, batch_size: int, max_length:
         )
 
 
-def _tokenizer(opened: Opened) -> Any:
-    from transformers import AutoTokenizer
+def _is_corpus(path: Path) -> bool:
+    return (path.expanduser() / "corpus.json").is_file()
 
-    name = opened.source.removeprefix("hf:").removesuffix("@random")
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{opened.source} has no tokenizer that can be loaded: {reason}") from error
+
+def _blocks(
+    data: str, opened: Opened, samples: int, batch_size: int, max_length: int
+) -> Iterator[Mapping[str, Tensor]]:
+    """Held-out blocks of a packed corpus, evenly spread over it."""
+    from bamboo.text.data import PackedCorpus
+
+    module = PackedCorpus(path=data, block_length=max_length, batch_size=batch_size)
+    if module.tokenizer.get_vocab() != opened.tokenizer.get_vocab():
+        raise InputError(f"{data} was made with another tokenizer than that of {opened.label}: give it as text files")
+    module.setup()
+    blocks = module.blocks(module.text.val)
+    count = min(samples, len(blocks))
+    numbers = (np.arange(count) * len(blocks) // count).tolist()
+    for start in range(0, count, batch_size):
+        yield module.collate_fn()([blocks[number] for number in numbers[start : start + batch_size]])
 
 
 def _longest(opened: Opened) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 
 from bamboo import vision as vision  # importing it registers the named shapes with timm
 from bamboo.errors import InputError, unknown
-from bamboo.files import read_file
+from bamboo.files import is_text_checkpoint, read_file
 from bamboo.vision.encoder import fix_positions, init_weights
 
 from .architectures import find_stack
@@ -33,6 +33,7 @@ class Opened:
         in_chans: channels of its images.
         notes: what was taken for granted in loading it.
         baseline: whether it is there only to be compared with the model before it.
+        tokenizer: transformers' tokenizer of a text model.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Opened:
     in_chans: int = 3
     notes: tuple[str, ...] = ()
     baseline: bool = False
+    tokenizer: Any = None
 
 
 def open_model(text: str, image_size: int | None = None, seed: int = 0) -> Opened:
@@ -61,18 +63,25 @@ def open_model(text: str, image_size: int | None = None, seed: int = 0) -> Opene
     label, source = split_label(text)
     random = source.endswith(RANDOM)
     name = source.removesuffix(RANDOM)
+    tokenizer = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name.startswith("hf:") or (Path(name) / "config.json").is_file():
             model, notes = _open_huggingface(name.removeprefix("hf:"), random, image_size)
+            tokenizer = open_tokenizer(name.removeprefix("hf:")) if reads_text(model) else None
         elif random:
             model, notes = _create_timm(name, image_size), ()
         elif name.startswith("timm:") and not _is_plain(name):
             model, notes = _load_timm(name, image_size), ()
+        elif Path(name).is_file() and is_text_checkpoint(read_file(name)):
+            from bamboo.text.checkpoints import load_text
+
+            whole, tokenizer, notes = load_text(name)
+            model = whole.base_model
         else:
             model, notes = _load(name, image_size)
     size, in_chans = _images_of(model)
-    return Opened(label or name_of(source), source, model.eval(), size, in_chans, notes)
+    return Opened(label or name_of(source), source, model.eval(), size, in_chans, notes, tokenizer=tokenizer)
 
 
 def split_label(text: str) -> tuple[str, str]:
@@ -199,6 +208,17 @@ def _open_huggingface(name: str, random: bool, image_size: int | None) -> tuple[
     if image_size and not reads_text(model) and image_size != model.config.image_size:
         raise InputError(f"hf:{name} reads images of {model.config.image_size} pixels alone: leave image_size out")
     return model, _pixel_statistics(model, Path(name))
+
+
+def open_tokenizer(name: str) -> Any:
+    """The tokenizer of a Hugging Face model. Raises `InputError` where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{name} has no tokenizer that can be loaded: {reason}") from error
 
 
 def _pixel_statistics(model: nn.Module, folder: Path) -> tuple[str, ...]:

@@ -133,8 +133,9 @@ def find_encoder(module: nn.Module) -> nn.Module:
 
 def _counted(batch: Any) -> Tensor | None:
     """Which tokens of a batch of texts count; None for images."""
-    if not isinstance(batch, Mapping) or not isinstance(batch.get("attention_mask"), Tensor):
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("input_ids"), Tensor):
         return None
-    read: Tensor = batch["attention_mask"].bool()
+    ids = batch["input_ids"]
+    read: Tensor = batch.get("attention_mask", torch.ones_like(ids)).bool()
     special = batch.get("special_tokens_mask")
     return read & ~special.bool() if isinstance(special, Tensor) else read

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def _page(comparison: Comparison, sections: Sequence[Section], folder: Path) -> 
     yield "<h1>How alike tokens grow with depth</h1>"
     yield f'<p class="lead">{html.escape(names)}</p>'
     yield "<h2>Summary</h2>"
-    yield _table(list(COLUMNS.values()), [_summary(row) for row in comparison.summary()])
+    yield html_table(list(COLUMNS.values()), [_summary(row) for row in comparison.summary()])
     yield (
         "<p>Similarity is the mean cosine of all pairs of tokens. Intervals are 95 % percentile bootstraps over "
         f"samples ({RESAMPLES} resamples). The slope is the least-squares change over the whole depth.</p>"
@@ -70,15 +70,15 @@ def _page(comparison: Comparison, sections: Sequence[Section], folder: Path) -> 
         yield from (f'<p class="note">{html.escape(profile.label)}: {html.escape(note)}</p>' for note in profile.notes)
     for section in sections:
         yield f"<h2>{html.escape(section.heading)}</h2>"
-        yield _figure(section, folder)
+        yield html_figure(section, folder)
     yield "<h2>Definitions</h2>"
     yield "<p>X has the n tokens x<sub>i</sub> that count as rows, m is their mean. A is an attention map, "
     yield "HC[X] = X − 1mᵀ. All is computed in fp32.</p>"
-    yield _table(["measure", "definition", "how to read it"], _definitions(comparison))
+    yield html_table(["measure", "definition", "how to read it"], _definitions(comparison))
     yield "<h2>Settings</h2>"
-    yield _table(*_settings(comparison, "settings"))
+    yield html_table(*_settings(comparison, "settings"))
     yield "<h2>Versions</h2>"
-    yield _table(*_settings(comparison, "versions"))
+    yield html_table(*_settings(comparison, "versions"))
     yield "</body></html>"
 
 
@@ -110,7 +110,9 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts, numbers to the right."""
+
     def cell(text: str) -> str:
         kind = ' class="number"' if text.replace(".", "").replace("-", "").isdigit() else ""
         return f"<td{kind}>{html.escape(text)}</td>"
@@ -120,7 +122,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _figure(section: Section, folder: Path) -> str:
+def html_figure(section: Section, folder: Path) -> str:
     """A saved figure as an image in the page: drawn lines as SVG, pictures as PNG."""
     kind = "png" if any(axis.images for axis in section.figure.axes) else "svg"
     data = base64.b64encode((folder / f"{section.name}.{kind}").read_bytes()).decode()

@@ -5,18 +5,16 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
 from bamboo.errors import InputError
+
+if TYPE_CHECKING:  # torch takes half a gigabyte, which who writes text or tables can do without
+    from torch import Tensor
 
 
 @contextmanager
@@ -44,8 +42,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_weights(path: Path, weights: dict[str, Tensor], arguments: dict[str, Any]) -> Path:
+def write_weights(path: Path, weights: dict[str, "Tensor"], arguments: dict[str, Any]) -> Path:
     """Write tensors as safetensors, with the arguments of the model in the file's own metadata."""
+    from safetensors.torch import save_file
+
     tensors = {key: tensor.detach().contiguous().clone() for key, tensor in weights.items()}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "bamboo": json.dumps(arguments)})
@@ -70,7 +70,14 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def is_text_checkpoint(content: Mapping[str, Any]) -> bool:
+    """Whether what a file holds is a checkpoint of a masked language model: those carry their tokenizer."""
+    return isinstance(content.get("tokenizer"), str) and "state_dict" in content
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
@@ -83,6 +90,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path) -> Any:
+    import torch
+
     try:
         # The options of a command line stand in many training checkpoints, and are harmless.
         with torch.serialization.safe_globals([argparse.Namespace]):

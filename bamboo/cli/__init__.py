@@ -35,7 +35,7 @@ COMMANDS = {
         "bamboo.text.commands:tokenize",
         "turn text into a packed corpus, with a vocabulary of its own or a given one",
     ),
-    "fill": ("bamboo.text.commands:fill", "let a masked language model fill in [MASK]"),
+    "fill": ("bamboo.cli.commands:fill", "let a masked language model fill in [MASK]"),
     "glue": ("bamboo.finetune.glue.commands:glue", "fine-tune and score a text encoder on the tasks of GLUE"),
     "glue-compare": ("bamboo.finetune.glue.commands:glue_compare", "set the scores of two encoders side by side"),
     "study": (
@@ -43,6 +43,7 @@ COMMANDS = {
         "compare shapes, objectives and seeds, and judge the paper's claims",
     ),
     "study-report": ("bamboo.analysis.study.commands:study_report", "merge finished studies into one report"),
+    "scaling": ("bamboo.analysis.scaling.commands:scaling", "fit scaling laws to finished runs"),
 }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from bamboo.errors import InputError
 from bamboo.shapes import (
     DECODER,
     SHAPES,
@@ -65,7 +66,7 @@ def _print_named(image_size: int) -> None:
         )
     header = ["shape", "depth x width", "heads", "patch", "blocks", "encoder", "full", "masked", "decoder", "decoder"]
     units = ["", "", "", "px", "M params", "M params", "GFLOPs", "GFLOPs", "M params", "GFLOPs"]
-    print(_table([header, units, *rows]))
+    print(table([header, units, *rows]))
     print(
         f"\nFLOPs of one forward pass over a {image_size} px image; a multiply-accumulate counts as two. Masked: "
         f"{MASK_RATIO:.0%} of the\npatches hidden. The decoder is MAE's, {DECODER} with {DECODER.heads} heads.\n"
@@ -90,14 +91,14 @@ def _print_ladder(budget: str, steps: Iterable[Shape], patches: Patches) -> None
             ]
         )
     depth, width = levine_optimum(base.parameters)
-    print(_table(rows))
+    print(table(rows))
     print(
         f"\nThe depth-width law of Levine et al. 2020 puts its optimum for {base.parameters / 1e6:.0f} M parameters at "
         f"{depth:.0f} x {width:.0f}.\n" + LEVINE_NOTE
     )
 
 
-def _table(rows: list[list[str]]) -> str:
+def table(rows: list[list[str]]) -> str:
     """Columns set under one another, the first to the left and numbers to the right."""
     first, *others = ([*map(len, column)] for column in zip(*rows, strict=True))
     widths = [max(column) for column in others]
@@ -139,21 +140,58 @@ def reconstruct(checkpoint: Path, images: list[Path], *, out: Path, seed: int = 
     print(f"{len(images)} pictures in {out}: {note_for(mae)}")
 
 
-def export(checkpoint: Path, *, out: Path, format: Literal["timm", "hf", "reference"] = "timm") -> None:
+def fill(sentence: str, *, model: str, top: int = 5) -> None:
+    """Print the likeliest words for every [MASK] of a sentence, with their probabilities.
+
+    Args:
+        sentence: text with [MASK] where a word is to be guessed.
+        model: a checkpoint of masked language modelling, a Hugging Face folder, or hf:NAME.
+        top: words for each mask.
+    """
+    from bamboo.text.checkpoints import load_text
+    from bamboo.text.filling import fill as guess
+    from bamboo.text.filling import filled_in
+
+    opened = load_text(model)
+    filled = guess(opened.model, opened.tokenizer, sentence, top)
+    print(*opened.notes, filled_in(sentence, filled), sep="\n")
+    for number, one in enumerate(filled, 1):
+        rows = zip(one.words, one.probabilities, strict=True)
+        print(f"[MASK] {number}: " + ", ".join(f"{word} {probability:.1%}" for word, probability in rows))
+
+
+def export(checkpoint: Path, *, out: Path, format: Literal["timm", "hf", "reference"] | None = None) -> None:
     """Write a checkpoint so that others can load it.
 
     Args:
         checkpoint: what to export.
         out: folder to write into.
-        format: `timm` for the encoder, or a classifier with its head; `hf` for transformers' ViTMAEForPreTraining, or
-            an image classifier; `reference` for the MAE release.
+        format: `timm` for the image encoder, or a classifier with its head; `hf` for transformers, a
+            ViTMAEForPreTraining, an image classifier, or a masked language model with its tokenizer; `reference` for
+            the MAE release. By default `timm`, and `hf` for text.
     """
+    from bamboo.files import is_text_checkpoint, read_file
+
+    if checkpoint.is_file() and is_text_checkpoint(read_file(checkpoint)):
+        _export_text(checkpoint, out, format)
+        return
     from bamboo.checkpoints import export as write
     from bamboo.checkpoints import huggingface_class, timm_call
 
-    paths = write(checkpoint, format, out)
+    paths = write(checkpoint, format or "timm", out)
     print("\n".join(f"wrote {path}" for path in paths))
-    if format == "timm":
+    if format in (None, "timm"):
         print(f"load it, after `import bamboo.vision`, by\n  {timm_call(paths[0])}")
     elif format == "hf":
         print(f'load it by\n  transformers.{huggingface_class(out)}.from_pretrained("{out}")')
+
+
+def _export_text(checkpoint: Path, out: Path, format: str | None) -> None:
+    from bamboo.text.checkpoints import export_text
+
+    if format not in (None, "hf"):
+        raise InputError(f"{checkpoint} is a masked language model, which is exported as hf, not as {format}")
+    paths = export_text(checkpoint, out)
+    print("\n".join(f"wrote {path}" for path in paths))
+    print(f'load it by\n  transformers.AutoModelForMaskedLM.from_pretrained("{out}")')
+    print(f'  transformers.AutoTokenizer.from_pretrained("{out}")')

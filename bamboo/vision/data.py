@@ -2,22 +2,22 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from bamboo.data import SampledData
 from bamboo.errors import InputError
-from bamboo.sampling import EvalSampler, Loader, TrainSampler
+from bamboo.sampling import Loader
 from bamboo.seeds import derive_seed
 from bamboo.vision.folders import Sources, all_images, folder_sources
 from bamboo.vision.images import MODES, Arrays, EvalImages, Source, TrainImages, collate
@@ -26,7 +26,7 @@ from bamboo.vision.subsets import few
 log = logging.getLogger(__name__)
 
 
-class ImageData(LightningDataModule):
+class ImageData(SampledData):
     """What all image data share; a batch is `{"image": uint8 (B, C, H, W), "label": int64 (B,), "skipped": paths}`.
 
     Args:
@@ -62,14 +62,11 @@ class ImageData(LightningDataModule):
         fraction: float = 1.0,
         shots: int | None = None,
     ):
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed)
         self.size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-        self.in_chans, self.batch_size, self.num_workers, self.repeat = in_chans, batch_size, num_workers, repeat
-        self.crop_scale, self.flip, self.seed = crop_scale, flip, seed
+        self.in_chans, self.repeat, self.crop_scale, self.flip = in_chans, repeat, crop_scale, flip
         self.augment, self.erase, self.fraction, self.shots = augment, erase, fraction, shots
         self.skipped: set[str] = set()
-        self._train_loader: Loader | None = None
-        self._restored: Mapping[str, int] = {}
         if in_chans not in MODES:
             raise InputError(f"in_chans must be one of {', '.join(map(str, MODES))} to read images, got {in_chans}")
         if min(*self.size, batch_size, repeat) <= 0 or num_workers < 0:
@@ -111,34 +108,21 @@ class ImageData(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Find the images, so that bad input shows before anything starts."""
         _ = self.sources
-        self._train_loader, self._restored = None, {}
+        super().setup(stage)
 
     def train_dataloader(self) -> Loader:
         """Shuffled random views of this process's share of the images."""
         how = (self.crop_scale, self.flip, self.repeat, self.seed, self.augment, self.erase)
         images = TrainImages(self.sources.train, self.size, *how)
-        batch = self.batch_size // self.repeat
-        sampler = TrainSampler(images, batch, self.seed, *self._processes)
-        self._train_loader = Loader(
-            images, batch, sampler=sampler, persistent_workers=self.num_workers > 0, **self._how
-        )
-        if self._restored:
-            self._train_loader.load_state_dict(self._restored)
-        return self._train_loader
+        return self.train_loader(images, self.batch_size // self.repeat)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole images, each of them once over all processes."""
-        return self._eval_loader(self.sources.val)
+        return self.eval_loader(EvalImages(self.sources.val, self.size))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Whole images of `predict_source`, each of them once over all processes."""
-        return self._eval_loader(self.predict_source())
-
-    def _eval_loader(self, source: Source) -> DataLoader[Any]:
-        images = EvalImages(source, self.size)
-        sampler = EvalSampler(images, self.batch_size, *self._processes)
-        how = {"sampler": sampler, "persistent_workers": self.num_workers > 0, **self._how}
-        return DataLoader(images, batch_size=self.batch_size, **how)  # Lightning wants to see the name batch_size
+        return self.eval_loader(EvalImages(self.predict_source(), self.size))
 
     def probe_loaders(self, limit: int | None = None) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """Whole training and validation images, in order, all of them on every process, for a probe of the features.
@@ -147,7 +131,12 @@ class ImageData(LightningDataModule):
             limit: read at most so many of each, evenly spaced.
         """
         train, val = (EvalImages(_spread(source, limit), self.size) for source in self.sources)
-        return DataLoader(train, self.batch_size, **self._how), DataLoader(val, self.batch_size, **self._how)
+        how = {"batch_size": self.batch_size, **self.loader_options()}
+        return DataLoader(train, **how), DataLoader(val, **how)
+
+    def collate_fn(self) -> Callable[[list[Any]], Any]:
+        """Images, labels and the paths of what cannot be read, batched."""
+        return collate
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Name every image that could not be read, once."""
@@ -156,33 +145,6 @@ class ImageData(LightningDataModule):
                 self.skipped.add(path)
                 log.warning("skipped an image that cannot be read, the %d. so far: %s", len(self.skipped), path)
         return batch
-
-    # Lightning restores the loader's own state too late when something has asked for the number of steps before.
-    def state_dict(self) -> dict[str, int]:
-        """How far the current epoch is."""
-        return self._train_loader.state_dict() if self._train_loader else {}
-
-    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Go on from there."""
-        self._restored = state_dict
-        if self._train_loader:
-            self._train_loader.load_state_dict(state_dict)
-
-    @property
-    def _processes(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        # A generator of their own keeps the loaders from moving the global random stream when they start.
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "loader"))
-        return {
-            "collate_fn": collate,
-            "num_workers": self.num_workers,
-            "pin_memory": on_cuda,
-            "generator": generator,
-        }
 
 
 class Digits(ImageData):

@@ -1,7 +1,7 @@
 """Pretraining of a masked autoencoder: the thin Lightning module around `bamboo.vision.mae`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric, SumMetric
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
-from bamboo.training import Recipe, TrainingModule
+from bamboo.training import Recipe, TrainingModule, plain
 from bamboo.vision.data import ImageData
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pixels import PixelScale
@@ -42,7 +42,7 @@ class MAEPretraining(TrainingModule):
     ) -> None:
         super().__init__(recipe)
         self.save_hyperparameters(
-            {"recipe": asdict(recipe), "seed": seed, "mean": mean, "std": std, **{k: _plain(v) for k, v in mae.items()}}
+            {"recipe": asdict(recipe), "seed": seed, "mean": mean, "std": std, **{k: plain(v) for k, v in mae.items()}}
         )
         self.seed, self.compile_blocks, self.mae_args = seed, compile, mae
         self.mae = build_mae(**mae)
@@ -102,8 +102,3 @@ class MAEPretraining(TrainingModule):
                 f"the data gives images of (channels, height, width) {theirs} and the model expects {ours}: "
                 "set image_size and in_chans alike under data.init_args and model.init_args"
             )
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, so that a checkpoint holds nothing but tensors and plain values."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -1,0 +1,117 @@
+"""Masked language models from checkpoints of this project or of Hugging Face, and out to Hugging Face."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from bamboo.errors import InputError
+from bamboo.files import is_text_checkpoint, read_file
+from bamboo.text.encoder import build_config, build_model, longest_sequence
+from bamboo.text.wordpiece import save_tokenizer, special_ids
+
+ENCODER = ("shape", "architecture", "vocab_size", "positions", "dropout", "pad_token_id")
+
+
+class TextModel(NamedTuple):
+    """A masked language model in evaluation mode, its tokenizer, and what was taken for granted in loading them."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    notes: tuple[str, ...] = ()
+
+
+def load_text(source: str | Path) -> TextModel:
+    """Load a masked language model.
+
+    Args:
+        source: a checkpoint of `MLMPretraining`, a Hugging Face folder, or a name on its hub, with or without `hf:`.
+
+    Raises:
+        InputError: one line that names the source and says what is wrong with it.
+    """
+    text = str(source)
+    if Path(text).is_file():
+        return _of_checkpoint(text)
+    if text.endswith((".ckpt", ".pt", ".pth", ".safetensors")):
+        raise InputError(f"{text} is missing: give the path of a checkpoint, or a Hugging Face folder")
+    return _of_huggingface(text.removeprefix("hf:"))
+
+
+def export_text(source: str | Path, out: Path) -> list[Path]:
+    """Write a folder that `AutoModelForMaskedLM` and `AutoTokenizer` load, with equal outputs.
+
+    It is written beside `out` first, and takes its name when it is complete.
+
+    Args:
+        source: as for `load_text`.
+        out: the folder; what is in it under the same names is replaced.
+
+    Raises:
+        InputError: where the source cannot be read or the folder not be written.
+    """
+    model, tokenizer, _ = load_text(source)
+    temporary = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        model.save_pretrained(temporary)
+        if Path(source).is_file():
+            save_tokenizer(
+                Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), temporary, tokenizer.model_max_length
+            )
+        else:
+            tokenizer.save_pretrained(temporary)
+        out.mkdir(parents=True, exist_ok=True)
+        paths = [path.replace(out / path.name) for path in sorted(temporary.iterdir())]
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return paths
+
+
+def _of_checkpoint(path: str) -> TextModel:
+    content = read_file(path)
+    if not is_text_checkpoint(content):
+        raise InputError(f"{path} is no checkpoint of a masked language model: it holds no tokenizer")
+    tokenizer = Tokenizer.from_str(content["tokenizer"])
+    ids, told = special_ids(tokenizer), content["hyper_parameters"]
+    config = build_config(**{key: told[key] for key in ENCODER if key in told})
+    config.bos_token_id, config.eos_token_id = ids["cls"], ids["sep"]
+    if config.model_type == "modernbert":
+        config.cls_token_id, config.sep_token_id = ids["cls"], ids["sep"]
+    model = build_model(config)
+    prefix = "model."
+    weights = {key.removeprefix(prefix): tensor for key, tensor in content["state_dict"].items() if prefix in key}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit its own description: {str(error).splitlines()[-1].strip()}") from error
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ids}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest_sequence(config), **names)
+    return TextModel(model.eval(), fast)
+
+
+def _of_huggingface(name: str) -> TextModel:
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            name, config=config, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{name} cannot be loaded: {reason}") from error
+    missing = sorted(report["missing_keys"])
+    notes = (f"not in {name}, and drawn at random: {', '.join(missing[:4])}",) if missing else ()
+    return TextModel(model.eval(), tokenizer, notes)

@@ -1,0 +1,92 @@
+"""The other objective: an encoder that starts from fresh weights and learns to name the class of a text."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from bamboo.errors import InputError
+from bamboo.seeds import derive_seed
+from bamboo.text.encoder import build_config, build_model
+from bamboo.text.glosses import GlossSubjects
+from bamboo.training import Recipe, TrainingModule, plain
+
+
+class TextClassification(TrainingModule):
+    """Trains an encoder, whose configuration `build_config` makes of the remaining arguments, under a linear head.
+
+    It is the sequence-level objective that the paper sets beside masked language modelling, on the same encoders.
+
+    Args:
+        recipe: learning rate, schedule and optimizer.
+        seed: of dropout.
+        pool: what the head reads: the first token, [CLS], or the mean over the words.
+        encoder: arguments of `bamboo.text.encoder.build_config`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+        seed: int = 0,
+        pool: Literal["token", "avg"] = "token",
+        **encoder: Any,
+    ) -> None:
+        super().__init__(recipe)
+        told = {key: plain(value) for key, value in encoder.items()}
+        self.save_hyperparameters({"recipe": asdict(recipe), "seed": seed, "pool": pool, **told})
+        self.seed, self.pool = seed, pool
+        self.model = build_model(build_config(**encoder)).base_model
+        self.head = nn.Linear(self.model.config.hidden_size, GlossSubjects.num_classes)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        self.tokenizer_json = ""
+        self.val_loss, self.val_accuracy = MeanMetric(), MulticlassAccuracy(GlossSubjects.num_classes, average="micro")
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fit."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, GlossSubjects):
+            raise InputError(f"this classification needs GlossSubjects, and the data are {type(data).__name__}")
+        data.check(self.model.config)
+        self.tokenizer_json = data.tokenizer.to_str()
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, classes) of a batch of padded texts (B, T)."""
+        hidden = self.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        if self.pool == "token":
+            pooled = hidden[:, 0]
+        else:
+            words = (batch["attention_mask"].bool() & ~batch["special_tokens_mask"])[..., None]
+            pooled = (hidden * words).sum(1) / words.sum(1).clamp(min=1)
+        logits: Tensor = self.head(pooled)
+        return logits.float()
+
+    def compute(self, batch: Mapping[str, Tensor], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of a batch, and the share of its texts that are named right."""
+        logits = self(batch)
+        return F.cross_entropy(logits, batch["label"]), {
+            "accuracy": (logits.argmax(1) == batch["label"]).float().mean()
+        }
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate, and start dropout's random stream anew: a resumed run draws what it would have."""
+        super().on_train_batch_start(batch, batch_idx)
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Count right answers; every text counts once."""
+        if len(batch["label"]):
+            logits = self(batch)
+            self.val_loss.update(F.cross_entropy(logits, batch["label"]), weight=len(logits))
+            self.val_accuracy.update(logits, batch["label"])
+        self.log("val/loss", self.val_loss, prog_bar=True)
+        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the tokenizer with the weights."""
+        checkpoint["tokenizer"] = self.tokenizer_json

@@ -1,0 +1,120 @@
+"""`bamboo tokenize`: from text to a packed corpus."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bamboo.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from bamboo.text.corpus import Corpus
+
+VOCAB_SIZE = 30522
+"""BERT's."""
+
+
+def tokenize(
+    text: list[Path],
+    *,
+    out: Path,
+    vocab_size: int | None = None,
+    tokenizer: str | None = None,
+    field: str = "text",
+    val_fraction: float = 0.05,
+    cased: bool = False,
+    workers: int = 0,
+    seed: int = 0,
+) -> None:
+    """Turn text into a packed corpus; run again after a crash, it goes on where it was.
+
+    Args:
+        text: text files (.txt, .text, .md, .rst), JSON lines (.jsonl), Parquet or Arrow files, folders of them at any
+            depth, and data sets that `datasets.save_to_disk` wrote. Long text files are cut at blank lines into
+            documents of about 3,000 words.
+        out: folder for the corpus.
+        vocab_size: tokens of the WordPiece vocabulary that is trained on the text; 30522, as BERT's, by default.
+        tokenizer: take this one instead: a vocab.txt, a tokenizer.json, or a folder with either.
+        field: name of the text in JSON lines and tables.
+        val_fraction: share of the documents that is held out.
+        cased: keep upper case and accents.
+        workers: processes; 0 for one on each core. The files are the same for any number.
+        seed: of the choice of documents that are held out.
+
+    Raises:
+        InputError: where the text, the tokenizer or the folder cannot be used, in one line.
+    """
+    from bamboo.text.corpus import Corpus, check_fraction, write_corpus
+    from bamboo.text.documents import find_files, read_documents
+    from bamboo.text.wordpiece import load_tokenizer
+
+    if tokenizer is not None and vocab_size is not None:
+        raise InputError("--tokenizer brings its own vocabulary: leave --vocab-size out, or --tokenizer")
+    if workers < 0:
+        raise InputError(f"workers must be 0, for one on each core, or more, got {workers}")
+    check_fraction(val_fraction)
+    workers = workers or _cores()
+    files = [file for file in find_files(text) if out not in file.parents]
+    options: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed}
+    made_from = {
+        **{"sources": [str(source) for source in text], "files": len(files)},
+        **{"bytes": sum(file.stat().st_size for file in files), "field": field, "cased": cased},
+        **{"tokenizer": tokenizer, "vocab_size": None if tokenizer else vocab_size or VOCAB_SIZE, **options},
+    }
+    if (out / "corpus.json").exists():
+        corpus = Corpus.open(out)
+        if corpus.metadata["made_from"] != made_from:
+            raise InputError(f"{out} holds a corpus of other text or options: name another --out, or delete it")
+        print(f"{out} was finished before")
+    else:
+        if tokenizer:
+            used = load_tokenizer(tokenizer, cased)
+        else:
+            used = _train(files, field, vocab_size or VOCAB_SIZE, cased, workers)
+        total = None if {file.suffix for file in files} & {".parquet", ".arrow"} else made_from["bytes"]
+        options |= {"workers": workers, "total": total, "made_from": made_from}
+        corpus = write_corpus(read_documents(files, field), used, out, **options)
+    print(_summary(corpus))
+
+
+def _train(files: list[Path], field: str, vocab_size: int, cased: bool, threads: int) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    from bamboo.text.processes import light_pool
+
+    with light_pool(1, threads=threads) as pool:  # its memory is free again afterwards
+        tokenizer = Tokenizer.from_str(pool.submit(_trained, files, field, vocab_size, cased).result())
+    found = tokenizer.get_vocab_size()
+    if found < vocab_size:
+        print(f"vocabulary: {found:,} tokens of the {vocab_size:,} asked for; the text has no more that occur twice")
+    return tokenizer
+
+
+def _trained(files: list[Path], field: str, vocab_size: int, cased: bool) -> str:
+    from tqdm import tqdm
+
+    from bamboo.text.documents import read_documents
+    from bamboo.text.wordpiece import train_wordpiece
+
+    with tqdm(read_documents(files, field), desc="vocabulary", unit=" documents", mininterval=1) as documents:
+        return train_wordpiece(documents, vocab_size, not cased).to_str()
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _summary(corpus: "Corpus") -> str:
+    words, unknown = int(corpus.metadata["words"]), int(corpus.metadata["unknown"])
+    tokens = sum(len(stream) - stream.documents for stream in (corpus.train, corpus.val))
+    rows = [
+        f"train: {len(corpus.train):,} tokens of {corpus.train.documents:,} documents",
+        f"val:   {len(corpus.val):,} tokens of {corpus.val.documents:,} documents",
+        f"{tokens / max(words, 1):.3f} tokens per word, {unknown / tokens:.3%} [UNK], "
+        f"vocabulary of {corpus.vocab_size:,}",
+        f"wrote {corpus.path}",
+        f"next: bamboo fit --config configs/pretrain/text_bamboo_base.yaml --data.init_args.path {corpus.path}",
+    ]
+    return "\n".join(rows)

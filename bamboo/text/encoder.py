@@ -1,0 +1,139 @@
+"""A Hugging Face masked language model at a `Shape`, and where its parts are."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaPreLayerNormConfig,
+)
+
+from bamboo.errors import InputError, unknown
+from bamboo.shapes import Shape, find_shape
+
+Architecture = Literal["bert", "roberta-prelayernorm", "modernbert"]
+VOCABULARY_MULTIPLE = 64
+
+
+def padded_vocabulary(size: int) -> int:
+    """The next multiple of 64: matrix products are faster where every side is one."""
+    return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def build_config(
+    shape: str | Shape | Mapping[str, Any],
+    architecture: Architecture = "bert",
+    vocab_size: int = 30522,
+    positions: int = 512,
+    dropout: float = 0.0,
+    pad_token_id: int = 0,
+) -> PreTrainedConfig:
+    """The configuration of a Hugging Face encoder at a shape.
+
+    `bert` normalises after each branch (Devlin et al. 2019), `roberta-prelayernorm` before it, at the same matrices and
+    nearly the same parameters. `modernbert` (Warner et al. 2024) normalises before, has rotary positions and no biases;
+    its gated MLP is two thirds as wide, so that its matrices have as many weights, and every layer attends to all
+    tokens, so that its cost is that of the others.
+
+    Args:
+        shape: name, numbers, or a `Shape`.
+        architecture: how a block is built.
+        vocab_size: tokens of the tokenizer; the model's vocabulary is padded to a multiple of 64.
+        positions: the longest sequence.
+        dropout: probability in embeddings, branches and attention.
+        pad_token_id: number of [PAD], behind which RoBERTa's positions start.
+
+    Raises:
+        InputError: for an unknown architecture or numbers that cannot be.
+    """
+    shape = find_shape(shape)
+    if min(vocab_size, positions) < 1 or not 0 <= dropout < 1:
+        raise InputError(
+            f"vocab_size and positions must be positive, dropout a share of one, got {vocab_size}, {positions} and "
+            f"{dropout}"
+        )
+    common: dict[str, Any] = {
+        "vocab_size": padded_vocabulary(vocab_size),
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.mlp_width,
+        "max_position_embeddings": positions,
+        "pad_token_id": pad_token_id,
+    }
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    if architecture == "bert":
+        return BertConfig(**common, **dropouts, architectures=["BertForMaskedLM"])
+    if architecture == "roberta-prelayernorm":
+        common |= {"max_position_embeddings": positions + pad_token_id + 1, "layer_norm_eps": 1e-12}
+        return RobertaPreLayerNormConfig(
+            **common, **dropouts, type_vocab_size=2, architectures=["RobertaPreLayerNormForMaskedLM"]
+        )
+    if architecture == "modernbert":
+        return ModernBertConfig(
+            **common | {"intermediate_size": round(shape.mlp_width * 2 / 3)},
+            layer_types=["full_attention"] * shape.depth,
+            attention_dropout=dropout,
+            embedding_dropout=dropout,
+            mlp_dropout=dropout,
+            architectures=["ModernBertForMaskedLM"],
+        )
+    raise unknown("architecture", architecture, ("bert", "roberta-prelayernorm", "modernbert"))
+
+
+def build_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A masked language model with fresh weights."""
+    model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
+    return model
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of blocks."""
+    base: Any = model.base_model
+    blocks: nn.ModuleList = base.layers if hasattr(base, "layers") else base.encoder.layer
+    return blocks
+
+
+def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The part of a masked language model that makes logits (..., vocabulary) of hidden states (..., width)."""
+    parts: Any = model
+    if hasattr(parts, "cls"):
+        return parts.cls  # type: ignore[no-any-return]
+    if hasattr(parts, "lm_head"):
+        return parts.lm_head  # type: ignore[no-any-return]
+    return lambda hidden: parts.decoder(parts.head(hidden))
+
+
+def longest_sequence(config: PreTrainedConfig) -> int:
+    """How many tokens a sequence may have: RoBERTa's positions start behind the number of its padding token."""
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return int(config.max_position_embeddings) - offset
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, documents: Tensor | None = None) -> Tensor:
+    """Hidden states (B, T, width) behind the last block of unpadded sequences.
+
+    Args:
+        model: a model that `build_model` made.
+        input_ids: token numbers (B, T), none of them padding.
+        documents: number of each token's document (B, T), never falling along a sequence: attention then stays within
+            a document, and positions start anew in each, as if each were a sequence of its own.
+    """
+    base, length = model.base_model, input_ids.shape[1]
+    positions = torch.arange(length, device=input_ids.device).expand_as(input_ids)
+    attention = None
+    if documents is not None:
+        starts = torch.ones_like(documents, dtype=torch.bool)
+        starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        positions = positions - positions.where(starts, 0).cummax(1).values
+        attention = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
+    if "roberta" in model.config.model_type:
+        positions = positions + model.config.pad_token_id + 1
+    hidden: Tensor = base(input_ids, attention_mask=attention, position_ids=positions).last_hidden_state
+    return hidden

@@ -1,0 +1,96 @@
+"""What a masked language model puts in the place of [MASK]."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bamboo.errors import InputError
+from bamboo.text.encoder import longest_sequence
+from bamboo.text.pretraining import MLMPretraining
+
+MASK = "[MASK]"
+
+
+class Filled(NamedTuple):
+    """One [MASK] of a sentence: its best guesses, the likeliest first, with their probabilities."""
+
+    words: list[str]
+    probabilities: list[float]
+
+
+@torch.no_grad()
+def fill(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Tokenizer, sentence: str, top: int = 5
+) -> list[Filled]:
+    """The likeliest words for every [MASK] of a sentence, each guessed with the others still hidden.
+
+    Args:
+        model: a masked language model in evaluation mode.
+        tokenizer: its tokenizer, of transformers or of tokenizers.
+        sentence: text with at least one mask.
+        top: words for each.
+
+    Raises:
+        InputError: where there is no mask, or the sentence is longer than the model's positions.
+    """
+    backend: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    mask = getattr(tokenizer, "mask_token", MASK)
+    encoding = backend.encode(sentence.replace(MASK, mask))
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(encoding.ids) > longest_sequence(model.config):
+        raise InputError(f"{len(encoding.ids)} tokens are more than the model's {longest_sequence(model.config)}")
+    ids = torch.tensor([encoding.ids], device=model.device)
+    places = torch.tensor([place for place, number in enumerate(encoding.ids) if number == backend.token_to_id(mask)])
+    if not len(places):
+        raise InputError(f"no {MASK} in {sentence!r}: put one where a word is to be guessed")
+    # Behind the tokens of the tokenizer the padded vocabulary holds nothing that could be written.
+    logits = model(ids).logits[0, places, : backend.get_vocab_size()].float()
+    best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
+    return [
+        Filled([backend.id_to_token(number) or "" for number in numbers], probabilities)
+        for numbers, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def filled_in(sentence: str, filled: Sequence[Filled]) -> str:
+    """The sentence with the likeliest word in the place of each [MASK]."""
+    for one in filled:
+        sentence = sentence.replace(MASK, one.words[0], 1)
+    return sentence
+
+
+class FilledSentences(Callback):
+    """Fills in sentences after every validation, logs them as text, and shows them when the run ends.
+
+    Args:
+        sentences: texts with [MASK] in them.
+    """
+
+    def __init__(self, sentences: Sequence[str]):
+        self.sentences = list(sentences)
+        self.lines: dict[str, str] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fill in the sentences, and note how well the held-out text is guessed."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, MLMPretraining)
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        filled = [filled_in(sentence, fill(pl_module.model, tokenizer, sentence)) for sentence in self.sentences]
+        right, baseline = (float(trainer.callback_metrics[f"val/{key}"]) for key in ("accuracy", "most_frequent_token"))
+        self.lines = {
+            "masked tokens guessed right": f"{right:.1%} of held-out text (the most frequent token always: "
+            f"{baseline:.1%})",
+            **dict(zip(self.sentences, filled, strict=True)),
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("filled", "\n\n".join(filled), trainer.global_step)
+
+    def summary(self) -> dict[str, str]:
+        """What was noted last, for the end of a run."""
+        return self.lines

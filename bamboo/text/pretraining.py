@@ -1,0 +1,166 @@
+"""Masked language modelling: the thin Lightning module around `bamboo.text.mlm`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import measure_flops
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from bamboo.errors import InputError
+from bamboo.seeds import derive_seed
+from bamboo.text.data import TextData
+from bamboo.text.encoder import blocks_of, build_config, build_model, longest_sequence
+from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
+from bamboo.text.mlm import Guesses, documents_of, guess
+from bamboo.text.wordpiece import special_ids
+from bamboo.training import Recipe, TrainingModule, plain
+
+BERT = Recipe(base_lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
+
+
+class MLMPretraining(TrainingModule):
+    """Trains the masked language model whose configuration `build_config` makes of the remaining arguments.
+
+    Checkpoints hold the tokenizer too, so that one file is all that is needed to use the model.
+
+    Args:
+        recipe: learning rate, schedule and optimizer.
+        seed: masks are a pure function of it, the epoch, the step and a block's place in the batch over all devices.
+        mask_ratio: share of a block's tokens to predict, the same number in every block.
+        whole_words: mask all pieces of a word or none.
+        within_documents: let attention stay within a document, as if each were a sequence of its own.
+        compile: compile each block where there is a GPU.
+        grad_checkpointing: trade a second forward pass of the blocks for their memory.
+        encoder: arguments of `bamboo.text.encoder.build_config`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe = BERT,
+        seed: int = 0,
+        mask_ratio: float = 0.15,
+        whole_words: bool = False,
+        within_documents: bool = False,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
+        **encoder: Any,
+    ) -> None:
+        super().__init__(recipe)
+        told = {"recipe": asdict(recipe), "seed": seed, "mask_ratio": mask_ratio}
+        self.save_hyperparameters({**told, **{key: plain(value) for key, value in encoder.items()}})
+        if not 0 < mask_ratio < 1:
+            raise InputError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
+        self.seed, self.mask_ratio, self.whole_words = seed, mask_ratio, whole_words
+        self.within_documents, self.compile_blocks = within_documents, compile
+        self.model = build_model(build_config(**encoder))
+        if grad_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.tokenizer_json = ""
+        self.val_loss, self.val_accuracy, self.val_baseline = MeanMetric(), MeanMetric(), MeanMetric()
+
+    def setup(self, stage: str) -> None:
+        """Take the vocabulary from the data, check that they fit, and compile the blocks in place."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, TextData):
+            raise InputError(f"masked language modelling needs text, and the data are {type(data).__name__}")
+        self._take_vocabulary(data)
+        if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
+            for block in blocks_of(self.model):
+                block.compile()
+
+    def mask(self, ids: Tensor, *key: str | int) -> Masked:
+        """The masks of a batch (B, T) of this process; `key` says which batch of which epoch it is."""
+        noise = self.noise(ids.shape, *key)
+        vocabulary = Vocabulary(self.vocab_size, self.ids["mask"], self.special, self.continues)
+        return mask_tokens(ids, noise, masked_count(ids.shape[1], self.mask_ratio), vocabulary, self.whole_words)
+
+    def noise(self, shape: torch.Size, *key: str | int) -> Tensor:
+        """Noise (B, T, 3) that decides the masks: this process's rows of the noise of the batch over all devices.
+
+        Blocks are dealt to the processes in turn, so one process with the whole batch draws the same masks.
+        """
+        world, (count, length) = self.trainer.world_size, shape
+        generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "mask", *key))
+        return torch.rand(count * world, length, 3, generator=generator, device=self.device)[
+            self.trainer.global_rank :: world
+        ]
+
+    def guess(self, batch: Mapping[str, Any], masked: Masked) -> Guesses:
+        """What the model makes of a masked batch."""
+        documents = documents_of(batch["input_ids"], self.ids["sep"]) if self.within_documents else None
+        return guess(self.model, masked, documents)
+
+    def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch of blocks (B, T), and the share of masked tokens guessed right."""
+        epoch = self.current_epoch if stage == "train" else 0
+        found = self.guess(batch, self.mask(batch["input_ids"], stage, epoch, batch_idx))
+        return found.loss, {"accuracy": found.right / found.asked.clamp(min=1)}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate, and start dropout's random stream anew: a resumed run draws what it would have."""
+        super().on_train_batch_start(batch, batch_idx)
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Loss and accuracy under masks that are the same in every epoch; every masked token counts once."""
+        if len(batch["input_ids"]):
+            masked = self.mask(batch["input_ids"], "val", 0, batch_idx)
+            found = self.guess(batch, masked)
+            self.val_loss.update(found.loss, weight=found.asked)
+            self.val_accuracy.update(found.right / found.asked, weight=found.asked)
+            baseline = (masked.labels == self.most_frequent_token).sum()
+            self.val_baseline.update(baseline / found.asked, weight=found.asked)
+        self.log("val/loss", self.val_loss, prog_bar=True)
+        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
+        self.log("val/most_frequent_token", self.val_baseline)
+
+    def flops_per_sample(self) -> int:
+        """FLOPs of one training step on one block, forward and backward, counted on a model without memory."""
+        length = self.trainer.datamodule.block_length  # type: ignore[attr-defined]
+        with torch.device("meta"):
+            model = build_model(self.model.config)
+            ids = torch.zeros(1, length, dtype=torch.int64)
+            places = torch.zeros(1, masked_count(length, self.mask_ratio), dtype=torch.int64)
+            masked = Masked(ids, places, places)
+            return int(measure_flops(model, lambda: guess(model, masked).loss, lambda loss: loss))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the tokenizer with the weights."""
+        checkpoint["tokenizer"] = self.tokenizer_json
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model or tokenizer."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("tokenizer", self.tokenizer_json) != self.tokenizer_json:
+            raise InputError("the checkpoint was trained with another tokenizer than the one that made these data")
+
+    def _take_vocabulary(self, data: TextData) -> None:
+        tokenizer, config = data.tokenizer, self.model.config
+        self.ids, self.vocab_size = special_ids(tokenizer), data.vocab_size
+        if self.vocab_size > config.vocab_size:
+            raise InputError(
+                f"the data were made with a tokenizer of {self.vocab_size} tokens, and the model has "
+                f"{config.vocab_size}: set model.init_args.vocab_size to {self.vocab_size}"
+            )
+        if self.ids["pad"] != config.pad_token_id:
+            raise InputError(
+                f"[PAD] is token {self.ids['pad']} of the data's tokenizer: set model.init_args.pad_token_id to it"
+            )
+        if data.block_length > longest_sequence(config):
+            raise InputError(
+                f"data.init_args.block_length {data.block_length} is above the model's {longest_sequence(config)} "
+                "positions: set model.init_args.positions"
+            )
+        self.tokenizer_json, self.most_frequent_token = tokenizer.to_str(), data.most_frequent_token
+        words = [tokenizer.id_to_token(number) or "" for number in range(self.vocab_size)]
+        special = torch.zeros(self.vocab_size, dtype=torch.bool)
+        special[list(self.ids.values())] = True
+        self.register_buffer("special", special, persistent=False)
+        continues = torch.tensor([word.startswith("##") for word in words])
+        self.register_buffer("continues", continues, persistent=False)
+
+    special: Tensor
+    continues: Tensor

@@ -1,0 +1,151 @@
+import math
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from bamboo.errors import InputError
+from bamboo.finetune.glue.submission import check_submission, write_submission
+from bamboo.finetune.glue.tasks import DIAGNOSTIC, TASKS
+
+# Lines of a whole submission with its headers, as people count them with `wc -l`.
+LINES = {
+    "AX.tsv": 1105,
+    "CoLA.tsv": 1064,
+    "MNLI-m.tsv": 9797,
+    "MNLI-mm.tsv": 9848,
+    "MRPC.tsv": 1726,
+    "QNLI.tsv": 5464,
+    "QQP.tsv": 390966,
+    "RTE.tsv": 3001,
+    "SST-2.tsv": 1822,
+    "STS-B.tsv": 1380,
+    "WNLI.tsv": 147,
+}
+
+
+def content_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def everything():
+    generator = np.random.default_rng(0)
+    predictions = {}
+    for task in (*TASKS.values(), DIAGNOSTIC):
+        for split in task.test_splits:
+            rows = task.rows[split]
+            values = (
+                generator.normal(2.5, 2, rows) if task.is_regression else generator.integers(0, task.num_outputs, rows)
+            )
+            predictions[task, split] = (range(rows), values)
+    return predictions
+
+
+def pack(folder, files):
+    path = folder / "submission.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def wnli(lines=(), header="index\tprediction", rows=146):
+    return "\n".join((header, *(lines or [f"{row}\t1" for row in range(rows)]), ""))
+
+
+def test_a_whole_submission_has_the_files_and_lines_of_the_benchmark(tmp_path):
+    path = write_submission(everything(), tmp_path)
+    assert path == tmp_path / "submission.zip"
+    assert {name: text.count("\n") for name, text in content_of(path).items()} == LINES
+    assert check_submission(path) == f"{path}: 11 of 11 files, {sum(LINES.values()) - 11:,} predictions"
+    assert [file.name for file in tmp_path.iterdir()] == ["submission.zip"]
+
+
+def test_labels_are_written_as_the_benchmark_writes_them(tmp_path):
+    predictions = {
+        (TASKS["mnli"], "test_mismatched"): ([0, 1, 2], [2, 1, 0]),
+        (TASKS["mnli"], "test_matched"): ([0], torch.tensor([0])),
+        (TASKS["rte"], "test"): ([0, 1], np.array([1, 0])),
+        (TASKS["wnli"], "test"): ([0, 1], [1, 0]),
+        (TASKS["stsb"], "test"): ([0, 1, 2, 3], [5.4, -0.3, 2.00049, np.float32(3.1)]),
+        (TASKS["cola"], "test"): (["0", "1"], [0, 1]),
+        (DIAGNOSTIC, "test"): ([0], [2]),
+    }
+    header = "index\tprediction\n"
+    files = content_of(write_submission(predictions, tmp_path / "new" / "folder"))
+    assert files == {
+        "CoLA.tsv": f"{header}0\t0\n1\t1\n",
+        "STS-B.tsv": f"{header}0\t5.000\n1\t0.000\n2\t2.000\n3\t3.100\n",
+        "MNLI-m.tsv": f"{header}0\tentailment\n",
+        "MNLI-mm.tsv": f"{header}0\tcontradiction\n1\tneutral\n2\tentailment\n",
+        "RTE.tsv": f"{header}0\tnot_entailment\n1\tentailment\n",
+        "WNLI.tsv": f"{header}0\t1\n1\t0\n",
+        "AX.tsv": f"{header}0\tcontradiction\n",
+    }
+
+
+def test_equal_predictions_make_equal_files(tmp_path):
+    predictions = {(TASKS["rte"], "test"): ([0, 1], [1, 0])}
+    one, two = (write_submission(predictions, tmp_path / name).read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("rte", [0, 2], r"RTE: the prediction for row 8 is 2: expected a class from 0 to 1"),
+        ("rte", [-1, 0], r"RTE: the prediction for row 7 is -1: expected a class"),
+        ("rte", [0.5, 0], r"RTE: the prediction for row 7 is 0.5: expected a class"),
+        ("rte", [0], r"RTE: 1 predictions for 2 rows of the test set"),
+        ("stsb", [1.0, math.nan], r"STS-B: the prediction for row 8 is nan: expected a finite number"),
+    ],
+)
+def test_predictions_that_cannot_be_leave_the_last_submission_alone(tmp_path, name, values, message):
+    path = write_submission({(TASKS["wnli"], "test"): ([0], [1])}, tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=message):
+        write_submission({(TASKS[name], "test"): ([7, 8], values)}, tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_submission_leaves_out_is_said(tmp_path):
+    path = pack(tmp_path, {"WNLI.tsv": wnli()})
+    left = "CoLA.tsv, SST-2.tsv, MRPC.tsv, STS-B.tsv, QQP.tsv, MNLI-m.tsv, MNLI-mm.tsv, QNLI.tsv, RTE.tsv, AX.tsv"
+    assert check_submission(path) == f"{path}: 1 of 11 files, 146 predictions; left out: {left}"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"WNLI.tsv": wnli(header="id\tlabel")},
+            r"WNLI.tsv:1: expected the header index prediction, separated by a tab",
+        ),
+        ({"WNLI.tsv": ""}, r"WNLI.tsv:1: expected the header index prediction"),
+        ({"WNLI.tsv": wnli(rows=145)}, r"WNLI.tsv: 145 predictions, the test set has 146"),
+        ({"WNLI.tsv": wnli(["0\t1", "2\t1"])}, r"WNLI.tsv:3: expected the index 1, got '2'"),
+        ({"WNLI.tsv": wnli(["0\t1", "1\tentailment"])}, r"WNLI.tsv:3: the prediction is 'entailment': expected 0 or 1"),
+        ({"WNLI.tsv": wnli(["0\t1\t1"])}, r"WNLI.tsv:2: the prediction is '1\\t1': expected 0 or 1"),
+        ({"RTE.tsv": wnli(["0\t1"])}, r"RTE.tsv:2: the prediction is '1': expected entailment or not_entailment"),
+        ({"STS-B.tsv": wnli(["0\t5.001"])}, r"STS-B.tsv:2: the prediction is '5.001': expected a number from 0 to 5"),
+        ({"STS-B.tsv": wnli(["0\tnan"])}, r"STS-B.tsv:2: the prediction is 'nan': expected a number from 0 to 5"),
+        ({"glue/WNLI.tsv": wnli()}, r"glue/WNLI.tsv: no file of a submission, which are CoLA.tsv, .*without folders"),
+        ({"WNLI.tsv": b"\xff"}, r"WNLI.tsv: not UTF-8 text"),
+    ],
+)
+def test_what_is_wrong_with_a_submission_is_said_in_one_line(tmp_path, files, message):
+    path = pack(tmp_path, files)
+    with pytest.raises(InputError, match=message) as caught:
+        check_submission(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_zip_file_is_no_submission(tmp_path):
+    (tmp_path / "a.zip").write_text("text")
+    for name in ("a.zip", "missing.zip"):
+        with pytest.raises(InputError, match=f"{name} is missing or no zip file"):
+            check_submission(tmp_path / name)

@@ -1,0 +1,21 @@
+"""Small runs of masked language modelling, shared by the tests."""
+
+from pathlib import Path
+
+from bamboo.cli import main
+from tests.runs import CONFIGS
+
+TINY = [
+    *("--model.init_args.shape", '{"depth": 2, "width": 32, "heads": 2}'),
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+]
+
+
+def fit(*args: str, config: str = "pretrain/text_quickstart.yaml") -> int:
+    """`bamboo fit` with a tiny masked language model; its exit code."""
+    return main(["fit", "--config", str(CONFIGS / config), *TINY, *args])
+
+
+def last(folder: Path, name: str = "text_quickstart", version: int = 0) -> Path:
+    """The last checkpoint of a run below `folder`."""
+    return folder / "runs" / name / f"version_{version}" / "checkpoints" / "last.ckpt"

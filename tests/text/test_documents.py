@@ -1,0 +1,120 @@
+import json
+
+import pytest
+
+from bamboo.errors import InputError
+from bamboo.text.documents import LONG, SHORT, find_files, read_documents
+
+
+def write(path, text, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(**how))
+    return path
+
+
+def refused(*sources, field="text"):
+    """The one line that reading raises."""
+    with pytest.raises(InputError) as found:
+        list(read_documents(sources, field))
+    assert "\n" not in str(found.value)
+    return str(found.value)
+
+
+def test_a_small_file_is_a_document_with_plain_line_ends_and_without_a_byte_order_mark(tmp_path):
+    path = write(tmp_path / "a.txt", "Straße\r\n\r\nb\rc\nd", encoding="utf-8-sig")
+    assert list(read_documents([path])) == ["Straße\n\nb\nc\nd"]
+
+
+def test_folders_are_read_at_any_depth_in_the_order_of_their_names_and_pass_over_what_is_no_text(tmp_path):
+    for name in ("b.txt", "a/z.MD", "a/b/c.rst", "c.text"):
+        write(tmp_path / name, name)
+    for name in (".hidden/x.txt", ".x.txt", "picture.png", "cache-1.arrow"):
+        write(tmp_path / name, "no")
+    write(tmp_path / "empty.txt", "")
+    write(tmp_path / "blank.txt", " \n\t\n")
+    assert list(read_documents([tmp_path])) == ["a/b/c.rst", "a/z.MD", "b.txt", "c.text"]
+    assert find_files([tmp_path / "b.txt", tmp_path])[0] == tmp_path / "b.txt"
+    assert len(find_files([tmp_path / "b.txt", tmp_path])) == 5  # the blank one too, but none twice
+
+
+@pytest.mark.parametrize(
+    ("unit", "end"),
+    [("word " * 9 + "\n", "\n"), ("a line\nafter\n \t\nanother ", "\n \t\n"), ("word ", " "), ("\u6f22", "\u6f22")],
+)
+def test_a_long_file_is_cut_into_documents_that_give_it_back(tmp_path, unit, end):
+    text = unit * (300_000 // len(unit))
+    documents = list(read_documents([write(tmp_path / "a.txt", text)]))
+    assert "".join(documents) == text
+    assert all(document.endswith(end) for document in documents[:-1])
+    assert all(SHORT <= len(document) <= LONG for document in documents[:-1])
+
+
+def test_line_ends_and_characters_may_lie_across_the_blocks_that_are_read(tmp_path):
+    text = "".join(f"{i} é漢😀\r\n" for i in range(40_000))
+    assert "".join(read_documents([write(tmp_path / "a.txt", text)])) == text.replace("\r\n", "\n")
+
+
+def test_json_lines_give_their_field_and_keep_documents_whole(tmp_path):
+    documents = ["a\nb", "x" * 100_000, "\0 in a string", "é"]
+    lines = "\n\n".join(json.dumps({"id": 1, "body": document}) for document in [*documents, "", " "])
+    path = write(tmp_path / "a.jsonl", "\ufeff" + lines)
+    assert list(read_documents([path], "body")) == documents
+
+
+def test_half_a_pair_of_surrogates_becomes_a_question_mark(tmp_path):
+    assert list(read_documents([write(tmp_path / "a.jsonl", '{"text": "a \\ud83d b"}')])) == ["a ? b"]
+
+
+def test_data_sets_of_hugging_face_are_read_as_saved_or_as_parquet(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    first, second = ([f"{name} {i}" for i in range(150)] for name in ("one", "two"))
+    splits = {"train": datasets.Dataset.from_dict({"text": first, "id": range(150)})}
+    splits["test"] = datasets.Dataset.from_dict({"text": second, "id": range(150)})
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved", num_shards={"train": 3, "test": 1})
+    assert list(read_documents([tmp_path / "saved"])) == second + first  # test/ before train/
+    assert list(read_documents([tmp_path / "saved" / "train"])) == first
+    (tmp_path / "tables").mkdir()
+    for number, split in enumerate(splits.values()):
+        split.to_parquet(str(tmp_path / "tables" / f"{number}.parquet"))
+    assert list(read_documents([tmp_path / "tables"])) == first + second
+    assert "has no column 'body', but 'text', 'id'" in refused(tmp_path / "tables", field="body")
+    assert "row 1: 'id' is of type int, expected text" in refused(tmp_path / "saved", field="id")
+    whole = (tmp_path / "tables" / "0.parquet").read_bytes()
+    assert "no Parquet" in refused(write(tmp_path / "cut.parquet", whole[: len(whole) // 2]))
+    assert "no Arrow" in refused(write(tmp_path / "bad.arrow", b"nothing of the kind"))
+
+
+def test_what_is_missing_or_empty_is_refused_before_anything_is_read(tmp_path):
+    good = write(tmp_path / "good.txt", "good")
+    (tmp_path / "folder").mkdir()
+    for name, reason in {"no.txt": "is missing", "folder": "holds no text"}.items():
+        with pytest.raises(InputError, match=reason):
+            read_documents([good, tmp_path / name])
+    with pytest.raises(InputError, match="is empty"):
+        read_documents([write(tmp_path / "empty.txt", "")])
+    with pytest.raises(InputError, match=r"cannot be read: expected a name that ends in \.txt"):
+        read_documents([write(tmp_path / "table.csv", "a,b")])
+
+
+def test_binary_files_and_other_encodings_are_refused_with_the_place(tmp_path):
+    assert f"binary.txt holds a NUL at byte {70_000}" in refused(write(tmp_path / "binary.txt", b"a" * 70_000 + b"\0"))
+    assert "binary or UTF-16" in refused(write(tmp_path / "wide.txt", "text", encoding="utf-16"))
+    latin = "a\n" * 50_000 + "naïve"
+    assert "latin.txt:50001 is not UTF-8 (byte 100002" in refused(
+        write(tmp_path / "latin.txt", latin, encoding="latin1")
+    )
+    cut = write(tmp_path / "cut.txt", "漢".encode()[:-1])
+    assert "cut.txt:1 is not UTF-8 (byte 0" in refused(cut)
+
+
+def test_json_lines_that_are_wrong_are_refused_with_their_number(tmp_path):
+    bad = {
+        "{'text': 1}": "a.jsonl:3 is no JSON",
+        '["a"]': "a.jsonl:3 is a list",
+        '{"body": "a", "id": 3}': "a.jsonl:3 has no field 'text', but 'body', 'id'",
+        '{"text": null}': "a.jsonl:3: 'text' is of type NoneType, expected text",
+    }
+    for line, reason in bad.items():
+        assert reason in refused(write(tmp_path / "a.jsonl", f'{{"text": "a"}}\n\n{line}\n'))
+    latin = '{"text": "a"}\n{"text": "naïve"}'
+    assert "a.jsonl:2 is no JSON" in refused(write(tmp_path / "a.jsonl", latin, encoding="latin1"))
