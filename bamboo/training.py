@@ -1,38 +1,74 @@
-"""How everything here is trained: the learning-rate rule, the schedule, AdamW, and the module that applies them."""
+"""How everything here is trained: the learning-rate rule, schedules, optimizers, and the module that applies them."""
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
+from bamboo.came import CAME
 from bamboo.errors import InputError
+
+Schedule = Literal["cosine", "linear", "trapezoid"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer under a linear warm-up and half a cosine; the defaults are those of MAE pretraining.
+    """An optimizer under a schedule that starts with a linear warm-up; the defaults are those of MAE pretraining.
+
+    BERT's schedule is `linear` with a `warmup_share` of 0.01. A triangle, as runs of one day have, is `linear` with a
+    warm-up as long as it rises, 0.75 for example.
 
     Args:
         base_lr: learning rate for an effective batch of 256; the rate used grows in proportion to the batch.
         min_lr: learning rate at the end of the schedule.
         warmup_epochs: length of the linear warm-up, in epochs (fractions are fine).
         weight_decay: decoupled weight decay of matrices; vectors and biases have none.
-        betas: AdamW's decay rates of the two moments; LARS takes the first one as its momentum.
-        optimizer: `adamw`, or `lars` with a trust coefficient of 0.001, which adapts matrices alone.
+        betas: decay rates of the two moments; LARS takes the first one as its momentum, and CAME a third one for
+            deviations from the first moment, 0.9999 if it is left out.
+        optimizer: `adamw`; `lars` with a trust coefficient of 0.001, which adapts matrices alone; or `came`, which
+            needs half of AdamW's memory and takes 0.5 to 0.9 of its learning rate.
+        eps: what AdamW adds to the root of the second moment.
+        schedule: after the warm-up half a cosine down to `min_lr`, a straight line, or (`trapezoid`) the full rate
+            until a straight line over the last `decay_share`.
+        warmup_share: length of the warm-up as a share of the whole run, in place of `warmup_epochs`; a run that
+            `trainer.max_time` alone ends has no other.
+        decay_share: share of the whole run in which a trapezoid comes down.
+
+    Raises:
+        InputError: for a value out of its range, or another number of betas than the optimizer takes.
     """
 
     base_lr: float = 1.5e-4
     min_lr: float = 0.0
     warmup_epochs: float = 40
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    optimizer: Literal["adamw", "lars"] = "adamw"
+    betas: tuple[float, ...] = (0.9, 0.95)
+    optimizer: Literal["adamw", "lars", "came"] = "adamw"
+    eps: float = 1e-8
+    schedule: Schedule = "cosine"
+    warmup_share: float | None = None
+    decay_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        counts = (2, 3) if self.optimizer == "came" else (2,)
+        if len(self.betas) not in counts or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(
+                f"recipe.betas: {self.optimizer} takes {' or '.join(map(str, counts))} numbers from 0 to below 1: "
+                f"{[*self.betas]}"
+            )
+        for name in ("warmup_share", "decay_share"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"recipe.{name} must lie between 0 and 1: {getattr(self, name)}")
+        if not self.eps >= 0:
+            raise InputError(f"recipe.eps must be 0 or more: {self.eps}")
 
 
 def scaled_lr(base_lr: float, effective_batch: int) -> float:
@@ -40,12 +76,32 @@ def scaled_lr(base_lr: float, effective_batch: int) -> float:
     return base_lr * effective_batch / 256
 
 
-def warmup_cosine(step: int, warmup: float, total: float, peak: float, floor: float = 0.0) -> float:
-    """Learning rate at a step: from 0 up to `peak` over `warmup` steps, then half a cosine to `floor` at `total`."""
-    if step < warmup:
-        return peak * step / warmup
-    progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
-    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+def scheduled_lr(
+    done: float,
+    warmup: float,
+    total: float,
+    peak: float,
+    floor: float = 0.0,
+    schedule: Schedule = "cosine",
+    decay_share: float = 0.1,
+) -> float:
+    """Learning rate after a part of a run: from 0 up to `peak` in a straight line, and in the end down to `floor`.
+
+    Args:
+        done: how far the run is, in the unit of `warmup` and `total`: steps, seconds, or shares of the whole.
+        warmup: length of the way up.
+        total: length of the run; beyond it the rate stays at the floor.
+        peak: highest rate.
+        floor: last rate.
+        schedule: way down, see `Recipe`.
+        decay_share: share of `total` that a trapezoid takes for it.
+    """
+    if done < warmup:
+        return peak * done / warmup
+    top = max(warmup, (1 - decay_share) * total) if schedule == "trapezoid" else warmup
+    progress = min(1.0, max(0.0, done - top) / (total - top)) if total > top else float(done >= total)
+    left = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+    return floor + (peak - floor) * left
 
 
 def layer_decay_groups(
@@ -94,7 +150,11 @@ def _layer(name: str) -> str:
 def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
     """The optimizer of a recipe over groups of parameters; the learning rate is set before every step."""
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.base_lr, betas=recipe.betas, fused=fused)
+        beta1, beta2 = recipe.betas
+        return torch.optim.AdamW(groups, lr=recipe.base_lr, betas=(beta1, beta2), eps=recipe.eps, fused=fused)
+    if recipe.optimizer == "came":
+        beta1, beta2, beta3 = (*recipe.betas, 0.9999)[:3]
+        return CAME(groups, lr=recipe.base_lr, betas=(beta1, beta2, beta3))
     split = [
         {**group, "params": chosen, "always_adapt": matrices}
         for group in groups
@@ -105,9 +165,21 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe, fused: bool = 
     return optimizer
 
 
+def plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, so that a checkpoint holds nothing but tensors and plain values."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
 def is_logged(trainer: Trainer, steps: int) -> bool:
     """Whether Lightning hands to its loggers what is logged in the step that makes it `steps` in all."""
     return bool(steps % trainer.log_every_n_steps == 0)  # type: ignore[attr-defined]
+
+
+def _find_timer(trainer: Trainer) -> Timer | None:
+    """The callback that ends a run of `trainer.max_time`."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    timers = (callback for callback in callbacks if isinstance(callback, Timer))
+    return next((timer for timer in timers if timer.time_remaining() is not None), None)
 
 
 class TrainingModule(LightningModule):
@@ -153,17 +225,34 @@ class TrainingModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Fix the schedule, which depends on the data and the devices. Raises `InputError` for a run without an end."""
-        trainer = self.trainer
-        total = float(trainer.estimated_stepping_batches)
-        if not math.isfinite(total):
-            raise InputError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        self._schedule = {
-            "warmup": min(self.recipe.warmup_epochs * steps_per_epoch, total),
+        steps = float(self.trainer.estimated_stepping_batches)
+        self._steps = steps if steps > 0 else math.inf  # -1 stands for no end where the data have no length
+        self._timer = _find_timer(self.trainer)
+        if self._timer is None and not math.isfinite(self._steps):
+            raise InputError("the schedule needs an end: set trainer.max_epochs, trainer.max_steps or trainer.max_time")
+        total = self._steps if self._timer is None else 1.0
+        self._schedule: dict[str, Any] = {
+            "warmup": min(self._warmup(total), total),
             "total": total,
             "peak": scaled_lr(self.recipe.base_lr, self.effective_batch()),
             "floor": self.recipe.min_lr,
+            "schedule": self.recipe.schedule,
+            "decay_share": self.recipe.decay_share,
         }
+
+    def _warmup(self, total: float) -> float:
+        """Length of the warm-up, in the unit of `total`: a share of the run, or epochs out of all epochs."""
+        if self.recipe.warmup_share is not None:
+            return self.recipe.warmup_share * total
+        if not self.recipe.warmup_epochs:
+            return 0.0
+        batches = self.trainer.num_training_batches
+        if not math.isfinite(batches) or not math.isfinite(self._steps):
+            raise InputError(
+                "recipe.warmup_epochs needs data with a length and a number of epochs or steps: set recipe.warmup_share"
+            )
+        steps = self.recipe.warmup_epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)
+        return steps if self._timer is None else steps / self._steps
 
     def effective_batch(self) -> int:
         """Samples that one optimizer step sees, over all devices and accumulated batches."""
@@ -171,11 +260,25 @@ class TrainingModule(LightningModule):
         return int(source.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate, a pure function of the step: nothing to save, nothing for a resumed run to lose."""
-        lr = warmup_cosine(self.trainer.global_step, **self._schedule)
+        """Set the learning rate: nothing to save, nothing for a resumed run to lose.
+
+        It is a pure function of the step. Under `trainer.max_time` it is one of the share of that time that has gone,
+        or of the share of the steps where they have an end that is nearer. Time starts again where a resumed run's
+        checkpoint was saved, and is that of the first process for all.
+        """
+        lr = scheduled_lr(self._done(), **self._schedule)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.log("train/lr", lr)
+
+    def _done(self) -> float:
+        """How far the run is: in steps, or in shares of the whole where time is bounded."""
+        step = self.trainer.global_step
+        if self._timer is None:
+            return step
+        elapsed, remaining = self._timer.time_elapsed(), self._timer.time_remaining()
+        assert remaining is not None
+        return max(step / self._steps, self.trainer.strategy.broadcast(elapsed / (elapsed + remaining)))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient, at the steps that are logged."""

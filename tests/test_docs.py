@@ -8,6 +8,7 @@ from PIL import Image
 
 from bamboo.cli import main
 from tests.runs import ROOT, TINY, fit
+from tests.text import runs as text_runs
 
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 CLUSTER = re.compile(r" --trainer\.(devices|num_nodes|strategy) \S+")
@@ -17,7 +18,44 @@ SMALL_RUN = [
     *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
     *("--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0"),
 ]
+SMALL_TEXT_RUN = [
+    *text_runs.TINY,
+    *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+    *("--trainer.accumulate_grad_batches", "1", "--trainer.val_check_interval", "2"),
+    *("--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0", "--data.init_args.block_length", "32"),
+]
 REDUCED = {"fit": SMALL_RUN, "validate": SMALL_RUN, "profile": ["--samples", "8", "--batch-size", "4"]}
+WORDS = [
+    "it",
+    "was",
+    "a",
+    "fine",
+    "day",
+    "and",
+    "nobody",
+    "in",
+    "the",
+    "town",
+    "thought",
+    "of",
+    "rain",
+    "until",
+    "the",
+    "old",
+    "bell",
+    "rang",
+    "over",
+    "the",
+    "stone",
+    "walls",
+]
+
+
+def reduced(verb, rest):
+    """What a command of a page is given besides, to run at a reduced size."""
+    if verb in ("fit", "validate") and "text_" in " ".join(rest):
+        return SMALL_TEXT_RUN
+    return REDUCED.get(verb, [])
 
 
 def blocks(page, language):
@@ -36,20 +74,25 @@ def workplace(tmp_path, monkeypatch, image_root):
         (tmp_path / name).symlink_to(ROOT / name)
     Image.new("RGB", (60, 40), "green").save("photo.jpg")
     assert fit(*SMALL_RUN[len(TINY) :]) == 0
-    return image_root
+    (tmp_path / "text").mkdir()
+    for number in range(12):
+        words = [WORDS[(number + place * (place % 5 + 1)) % len(WORDS)] for place in range(300)]
+        (tmp_path / "text" / f"{number}.txt").write_text(" ".join(words))
+    return {"text": tmp_path / "text"}.get, image_root
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_run(page, workplace):
+    place, images = workplace
     for line in commands(page):
-        line = re.sub(r"/path/to/\w+", str(workplace), CLUSTER.sub("", line))
+        line = re.sub(r"/path/to/(\w+)", lambda found: str(place(found[1], images)), CLUSTER.sub("", line))
         program, verb, *rest = shlex.split(line, comments=True)
         if program == "make":
             assert f"\n{verb}: " in (ROOT / "Makefile").read_text(), line
             continue
         assert program == "bamboo", line
         try:
-            code = main([verb, *rest, *REDUCED.get(verb, [])])
+            code = main([verb, *rest, *reduced(verb, rest)])
         except SystemExit as stop:  # --help and --print_config
             code = stop.code or 0
         assert code == 0, line
@@ -57,6 +100,10 @@ def test_the_commands_of_a_page_run(page, workplace):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_the_python_of_a_page_runs(page, workplace, capsys):
+    if page == "docs/text.md":
+        assert text_runs.fit(*SMALL_TEXT_RUN[len(text_runs.TINY) :]) == 0
+        checkpoint = "runs/text_quickstart/version_0/checkpoints/last.ckpt"
+        assert main(["export", checkpoint, "--format", "hf", "--out", "exported_text"]) == 0
     for format in ("reference", "hf"):
         assert (
             main(["export", "runs/quickstart/version_0/checkpoints/last.ckpt", "--format", format, "--out", "exported"])

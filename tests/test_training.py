@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape
-from bamboo.training import scaled_lr, warmup_cosine
+from bamboo.training import scaled_lr, scheduled_lr
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pretraining import MAEPretraining
 from tests.runs import fit, last, scalars
@@ -28,12 +28,12 @@ def test_the_schedule_is_that_of_the_reference_recipe():
             expected = peak * epoch / warmup
         else:
             expected = peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
-        assert warmup_cosine(step, 400, 8000, peak) == pytest.approx(expected, abs=1e-12)
+        assert scheduled_lr(step, 400, 8000, peak) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_schedule_ends_at_its_floor_and_stays_there():
-    assert warmup_cosine(100, 10, 100, 1.0, floor=1e-6) == pytest.approx(1e-6)
-    assert warmup_cosine(150, 10, 100, 1.0, floor=1e-6) == pytest.approx(1e-6)
+    assert scheduled_lr(100, 10, 100, 1.0, floor=1e-6) == pytest.approx(1e-6)
+    assert scheduled_lr(150, 10, 100, 1.0, floor=1e-6) == pytest.approx(1e-6)
 
 
 def test_vectors_and_frozen_positions_have_no_weight_decay():

@@ -75,19 +75,25 @@ def _input_error_behind(error: BaseException) -> InputError | None:
 
 def run(args: list[str]) -> None:
     """Run one of Lightning's verbs. Raises `InputError` for what a person got wrong."""
-    args = compose_arguments(args)
+    _cli(compose_arguments(args), save_config_kwargs={"overwrite": True})
+
+
+def build(config: str) -> BambooCLI:
+    """Model, data and trainer of a configuration, given as the text of its YAML; nothing runs.
+
+    Raises:
+        InputError: for what a person got wrong in it.
+    """
+    return _cli(["--config", config], run=False, save_config_callback=None)
+
+
+def _cli(args: list[str], **kwargs: Any) -> BambooCLI:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # devices, tips for products
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # the words that it got are the composed ones
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
+    kwargs |= {"subclass_mode_model": True, "subclass_mode_data": True}
     try:
-        BambooCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            args=args,
-        )
+        return BambooCLI(LightningModule, LightningDataModule, args=args, **kwargs)
     except ArgumentError as error:
         raise InputError(one_line(str(error), args)) from error
     except MisconfigurationException as error:
