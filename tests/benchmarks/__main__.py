@@ -16,7 +16,7 @@ import torch
 
 from bamboo.files import atomic_write
 
-PARTS = ("training", "data", "analysis", "finetune")
+PARTS = ("training", "data", "analysis", "finetune", "came", "tokenize")
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
 
 Result = Mapping[str, float]
@@ -62,6 +62,17 @@ def training_lines() -> Iterator[Line]:
         yield Line(f"FLOPs of a step, {shape} (GFLOP)", ours=f"{shape}_fp32_gflops")
 
 
+def came_lines() -> Iterator[Line]:
+    """A step of CAME and its state, in MB, over those of torch's optimizers."""
+    for shape in ("bamboo-base", "vit-base"):
+        for peer in ("adamw", "adamw_fused", "adafactor", "adafactor_foreach"):
+            name, ours, theirs = f"step over {peer}, {shape} (s)", f"{shape}_came_seconds", f"{shape}_{peer}_seconds"
+            yield Line(name, f"{shape}_over_{peer}", ours, theirs, 1.0 if peer == "adamw" else None, at_most=True)
+        sizes = f"{shape}_state_over_adamw", f"{shape}_came_state_mb", f"{shape}_adamw_state_mb"
+        yield Line(f"state over adamw, {shape} (MB)", *sizes, 0.51, at_most=True)
+        yield Line(f"state of adafactor, {shape} (MB)", peer=f"{shape}_adafactor_state_mb")
+
+
 LINES: dict[str, list[Line]] = {
     "training": [*training_lines()],
     "data": [
@@ -84,6 +95,15 @@ LINES: dict[str, list[Line]] = {
         Line("nearest neighbours over a forward pass", "knn_over_forward_pass"),
         Line("probe of every layer over a forward pass", "probe_over_forward_pass"),
         Line("epoch of a probe, cached over not", "cached_probe_gain", target=10),
+    ],
+    "came": [*came_lines()],
+    "tokenize": [
+        Line(
+            "text to corpus over batch encoding (MB/s)",
+            *("bamboo_over_tokenizers", "bamboo_mb_per_s", "tokenizers_mb_per_s"),
+            target=0.8,
+        ),
+        Line("peak memory of 48 MB of text (MB)", "peak_mb", target=500, at_most=True),
     ],
 }
 """What the table shows of each part; of a part that is not listed it shows every number."""

@@ -71,6 +71,17 @@ def test_the_corpus_gives_back_every_document(tokenizer, tmp_path):
     assert (corpus.val.documents, len(corpus.val)) == (len(outside), sum(len(expected[number]) for number in outside))
 
 
+def test_a_document_of_megabytes_costs_no_more_per_character(tokenizer, tmp_path):
+    seconds = []
+    for copies, count in ((1, 40), (40, 1)):
+        documents = ["\n".join([topics["assignment"]] * copies * 5)] * count
+        start = time.process_time()
+        corpus = write_corpus([*documents, "end"], tokenizer, tmp_path / f"{copies}")
+        seconds.append(time.process_time() - start)
+        assert len(corpus.train) + len(corpus.val) > 200_000
+    assert seconds[1] < 2 * seconds[0]
+
+
 def test_special_tokens_stand_in_a_corpus_at_the_ends_of_documents_alone(tokenizer, tmp_path):
     corpus = write_corpus(DOCUMENTS, tokenizer, tmp_path / "corpus")
     ids = special_ids(tokenizer)
@@ -140,6 +151,24 @@ def test_after_kill_9_the_same_command_ends_in_the_same_bytes(text, tmp_path, wo
     again = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
     assert f"went on from {len(done)} of " in again.stdout
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for worker processes in /proc")
+def test_a_worker_that_is_killed_ends_the_command_with_one_line(text, tmp_path):
+    (tmp_path / "run.py").write_text(SCRIPT)
+    save_tokenizer(train_wordpiece([*topics.values()], 300), tmp_path / "tokenizer")
+    command = [sys.executable, str(tmp_path / "run.py"), "tokenize", str(text), "--out", str(tmp_path / "corpus")]
+    command += ["--tokenizer", str(tmp_path / "tokenizer"), "--workers", "2"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "corpus" / ".parts"
+    while len(list(parts.glob("0*.npz"))) < 2 and run.poll() is None:
+        time.sleep(0.005)
+    workers = [pid for pid in children(run.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    error = run.communicate()[1]
+    assert run.returncode == 2
+    assert error.splitlines()[-1].startswith("bamboo: error: a worker was killed")
+    assert main(command[2:]) == 0
 
 
 def interrupted(documents, after):

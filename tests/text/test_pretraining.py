@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_said_in_one_line(corpus, checkpoint, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     path = f"--data.init_args.path={corpus}"
     wrong = {
-        "set model.init_args.vocab_size to 200": [*CORPUS, path, "--model.init_args.vocab_size=64"],
+        "set model.init_args.vocab_size to 93": [*CORPUS, path, "--model.init_args.vocab_size=64"],
         "set model.init_args.positions": [*CORPUS, path, "--data.init_args.block_length=65"],
         "do not fill a block": ["--model.init_args.positions=9999999", "--data.init_args.block_length=9999999"],
         "another tokenizer than the one": [

@@ -1,0 +1,136 @@
+"""What the folders of `bamboo fit` and `bamboo study` say about their runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bamboo.errors import InputError
+
+Row = dict[str, Any]
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def read_folder(folder: Path, loss: str) -> tuple[list[Row], list[str]]:
+    """Rows of all runs in and below a folder, and a line for each that failed or is not finished.
+
+    A run of `bamboo fit` is a folder with config.yaml, checkpoints/last.ckpt and TensorBoard's events; a cell of a
+    study is a folder with result.json or failed.json, and its row is that of its training by its masked objective.
+    Parameters are those of the encoder's blocks, as in `bamboo shapes`.
+
+    Raises:
+        InputError: where there is neither, a run cannot be read, or losses are those of several objectives.
+    """
+    fits = [path.parent.parent for path in sorted(folder.rglob("checkpoints/last.ckpt"))]
+    ended = [*folder.rglob("cells/*/*.json"), *folder.glob("*.json")]
+    cells = sorted({path.parent for path in ended if path.name in ("result.json", "failed.json")})
+    if not fits and not cells:
+        raise InputError(f"{folder} holds neither checkpoints/last.ckpt of a run nor cells/*/result.json of a study")
+    found = [*(_read_fit(fit, loss) for fit in fits), *map(_read_cell, cells)]
+    rows = [row for row in found if isinstance(row, dict)]
+    objectives = sorted({row["objective"] for row in rows if "objective" in row})
+    if len(objectives) > 1:
+        raise InputError(
+            f"{folder} holds losses of several objectives, {', '.join(objectives)}, which cannot be compared: "
+            f"give the cells of one, as in {folder / 'cells' / objectives[0]}-*"
+        )
+    return rows, [row for row in found if isinstance(row, str)]
+
+
+def _read_cell(folder: Path) -> Row | str:
+    if not (folder / "result.json").is_file():
+        return f"{folder}: it failed, {_read_json(folder / 'failed.json').get('reason', 'for no known reason')}"
+    told = _read_json(folder / "result.json")
+    loss = told.get("numbers", {}).get("loss")
+    if loss is None:
+        return f"{folder}: its objective, {told.get('objective')}, has no masked loss"
+    from bamboo.files import read_file
+
+    checkpoint = read_file(folder / "train" / "last.ckpt")
+    row = _trained(folder / "train" / "logs", checkpoint, _read_curves(folder / "train" / "logs"))
+    row |= {"samples": checkpoint["global_step"] * row["batch_size"], "loss": loss, "seed": told["seed"]}
+    return {**row, "objective": told["objective"], "name": str(folder)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is cut short or no JSON object: let the study write it again") from error
+
+
+def _read_fit(folder: Path, loss: str) -> Row | str:
+    from bamboo.files import read_file
+
+    checkpoint = read_file(folder / "checkpoints" / "last.ckpt")
+    curves = _read_curves(folder)
+    row = _trained(folder, checkpoint, curves)
+    if not _ended(checkpoint, _read_config(folder / "config.yaml")["trainer"]):
+        return f"{folder}: it is not finished, it stopped at step {checkpoint['global_step']}"
+    if loss not in curves:
+        losses = ", ".join(tag for tag in curves if "loss" in tag) or "none"
+        raise InputError(f"{folder} logged no {loss}: name one of {losses} with --loss")
+    step, value = curves[loss][-1]
+    return {**row, "samples": (step + 1) * row["batch_size"], "loss": value, "name": str(folder)}
+
+
+def _trained(folder: Path, checkpoint: dict[str, Any], curves: Curves) -> Row:
+    """What the configuration in a folder of logs and a checkpoint say of a run, but for its samples and its loss."""
+    from bamboo.shapes import find_shape
+    from bamboo.training import scaled_lr
+
+    config, arguments = _read_config(folder / "config.yaml"), checkpoint.get("hyper_parameters", {})
+    if "shape" not in arguments or "recipe" not in arguments:
+        raise InputError(
+            f"{folder}: its checkpoint says nothing of shape and recipe: give runs of bamboo fit, or a CSV"
+        )
+    rate = arguments["recipe"]["base_lr"]
+    batch = _effective_batch(config, rate, max((lr for _, lr in curves.get("train/lr", ())), default=0.0))
+    seed = config.get("seed_everything")
+    return {
+        "parameters": find_shape(arguments["shape"]).parameters,
+        "batch_size": batch,
+        "learning_rate": scaled_lr(rate, batch),
+        "seed": seed if type(seed) is int else None,
+    }
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text())
+        return {**config, "trainer": dict(config["trainer"]), "data": dict(config["data"]["init_args"])}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is missing or no configuration that bamboo fit wrote") from error
+
+
+def _ended(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
+    """Whether all steps or epochs that were asked for have run."""
+    steps, epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs") or -1
+    loop = checkpoint["loops"]["fit_loop"]
+    begun, at_end = loop["epoch_progress"]["current"]["ready"], loop["epoch_loop.batch_progress"]["is_last_batch"]
+    done = begun if at_end else begun - 1
+    return bool(0 < steps <= checkpoint["global_step"] or 0 < epochs <= done)
+
+
+def _read_curves(folder: Path) -> Curves:
+    """All that a run logged to TensorBoard: step and value, by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def _effective_batch(config: dict[str, Any], base_lr: float, peak: float) -> int:
+    """Samples in one step; where the number of devices was left open, the learning rate that was logged tells it."""
+    trainer = config["trainer"]
+    one = config["data"]["batch_size"] * (trainer.get("accumulate_grad_batches") or 1)
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, list):
+        devices = len(devices)
+    if str(devices).isdigit():
+        return int(one * int(devices) * (trainer.get("num_nodes") or 1))
+    return int(one * max(1, round(peak * 256 / base_lr / one)))

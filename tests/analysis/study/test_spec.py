@@ -1,0 +1,143 @@
+"""A study file is read strictly, and its grid is what it says."""
+
+import pytest
+
+from bamboo.analysis.study.runner import load_stored, store
+from bamboo.analysis.study.spec import add_axes, read_study, study_of
+from bamboo.cli import main
+from bamboo.errors import InputError
+from tests.runs import CONFIGS
+
+from .tiny import MAE, SHAPES, SUPERVISED, TINY, tiny, written
+
+FILES = sorted(path.name for path in CONFIGS.glob("study/*.yaml"))
+
+
+def test_the_grid_is_shapes_times_objectives_times_seeds_seed_by_seed(tmp_path):
+    cells = tiny(tmp_path).cells()
+    assert [cell.number for cell in cells] == list(range(8))
+    assert [cell.name for cell in cells[:4]] == [
+        "mae-2x64-seed0",
+        "mae-8x32-seed0",
+        "supervised-2x64-seed0",
+        "supervised-8x32-seed0",
+    ]
+    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4
+
+
+def test_an_axis_multiplies_the_objectives_that_have_its_key(tmp_path):
+    study = add_axes(tiny(tmp_path), ["pool", "token", "avg"])
+    assert [cell.name for cell in study.cells() if cell.seed == 0] == [
+        "mae-2x64-seed0",
+        "mae-8x32-seed0",
+        *(f"supervised-{shape}-pool_{pool}-seed0" for shape in ("2x64", "8x32") for pool in ("token", "avg")),
+    ]
+    both = add_axes(study, ["batch_size", "64", "128", "model.init_args.recipe.base_lr", "1e-3", "2e-3"])
+    assert both.axes["batch_size"] == (64, 128)
+    assert both.axes["model.init_args.recipe.base_lr"] == (1e-3, 2e-3)
+    assert len(both.cells()) == 2 * 2 * (4 + 8)
+
+
+def test_an_axis_without_values_is_half_once_and_twice_what_is_configured(tmp_path):
+    assert add_axes(tiny(tmp_path), ["batch_size"]).axes == {"batch_size": (16, 32, 64)}
+
+
+def test_a_stored_study_is_read_back_whole(tmp_path):
+    study = add_axes(tiny(tmp_path), ["pool", "token", "avg"])
+    store(study, tmp_path / "out")
+    assert load_stored(tmp_path / "out") == study
+
+
+def test_another_study_in_the_same_folder_is_refused(tmp_path):
+    store(tiny(tmp_path), tmp_path / "out")
+    store(tiny(tmp_path, workers=7), tmp_path / "out")  # which changes no result
+    with pytest.raises(InputError, match="holds another study: its seeds differ"):
+        store(tiny(tmp_path, seeds=3), tmp_path / "out")
+
+
+def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path, capsys):
+    shapes = [SHAPES[0], {"depth": 9, "width": 32, "heads": 1}]
+    with pytest.raises(InputError, match=r"shape 9x32 has \+14.4% of the parameters of 2x64"):
+        tiny(tmp_path, shapes=shapes)
+    assert tiny(tmp_path, shapes=shapes, allow_unequal=True).allow_unequal
+    path = str(written(tmp_path, shapes=shapes))
+    assert main(["study", "--config", path, "--out", str(tmp_path / "out"), "--list"]) == 2
+    assert main(["study", "--config", path, "--out", str(tmp_path / "out"), "--list", "--allow-unequal"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": []}, "unknown key of the study 'shape': did you mean 'shapes'"),
+        ({"shapes": []}, "the study has no shapes"),
+        ({"shapes": ["vit-bas"]}, "unknown shape 'vit-bas': did you mean"),
+        ({"shapes": [{"depth": 2, "width": 64}]}, "a shape has no heads"),
+        ({"shapes": [{"depht": 2}]}, "unknown key of a shape 'depht': did you mean 'depth'"),
+        ({"shapes": [*SHAPES, SHAPES[0]]}, "two shapes are called 2x64"),
+        ({"seeds": 0}, "seeds must be a number of at least 1"),
+        ({"seeds": ["one"]}, "seeds must be a number of them or a list"),
+        ({"objectives": {"mae": {**MAE, "kind": "mask"}}}, "unknown kind of objectives.mae 'mask': did you mean"),
+        ({"objectives": {"mae": {**MAE, "sets": {}}}}, "unknown key of objectives.mae 'sets': did you mean 'set'"),
+        ({"objectives": {"mae": {**MAE, "config": "none.yaml"}}}, "cannot read the configuration"),
+        ({"objectives": {"mae": {"kind": "masked", "config": {"a": 1}}}}, "names no model.class_path"),
+        ({"evaluation": {"sample": 1}}, "unknown key of evaluation 'sample': did you mean"),
+        ({"evaluation": {"samples": "many"}}, "evaluation.samples must be a number of at least 1"),
+        ({"axes": {"pool": "token"}}, "axes.pool must be a list"),
+        ({"axes": {"model.init_args.pol": [1]}}, "no objective configures the key model.init_args.pol"),
+        ({"threads": 0}, "threads must be a number of at least 1"),
+    ],
+)
+def test_a_mistake_in_a_study_file_is_one_line(tmp_path, capsys, change, message):
+    path = written(tmp_path, **change)
+    assert main(["study", "--config", str(path), "--out", str(tmp_path / "out"), "--list"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
+    path, out = str(written(tmp_path)), str(tmp_path / "out")
+    for words, message in (
+        (["--out", out], "holds no study"),
+        (["--config", path, "--out", out, "--cell", "8"], "there is no cell 8: the study has cells 0 to 7"),
+        (["--config", path, "--out", out, "--axis", "5"], "unknown axis '5'"),
+        (["--config", path, "--out", out, "--axis", "pool"], "axis pool needs values"),
+        (["--config", path, "--out", out, "--seeds", "0"], "seeds must be at least 1"),
+    ):
+        assert main(["study", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_configuration_shows_before_anything_runs(tmp_path, capsys):
+    wrong = {**SUPERVISED, "set": {**SUPERVISED["set"], "trainer": {"max_epoch": 1}}}
+    path = written(tmp_path, objectives={"supervised": wrong})
+    assert main(["study", "--config", str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "objective supervised: " in error
+    assert "max_epoch" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_names_the_file(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("nam: x")
+    with pytest.raises(InputError, match=r"study.yaml: unknown key of the study 'nam'"):
+        read_study(path)
+    with pytest.raises(InputError, match="the study has no name"):
+        study_of({key: value for key, value in TINY.items() if key != "name"})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_shipped_study_can_be_listed_and_its_cost_be_told(name, image_root, tmp_path, capsys):
+    data = ["--data", str(image_root)] if name == "images_folder.yaml" else []
+    words = ["study", "--config", str(CONFIGS / "study" / name), "--out", str(tmp_path), "--seeds", "1", *data]
+    assert main([*words, "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert main([*words, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert all(line.split()[-1] in told for line in listed)
+    assert "FLOPs" in told
+    study = read_study(CONFIGS / "study" / name)
+    assert len(study.shapes) >= 3
+    assert len(listed) == len(study.shapes) * len(study.objectives)

@@ -1,0 +1,245 @@
+"""A study from end to end: its cells, what happens when they fail or are killed, its tables and its report."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bamboo.analysis.profiles import Comparison
+from bamboo.analysis.study.cells import cell_folder, cell_state, run_config
+from bamboo.analysis.study.report import write_report
+from bamboo.analysis.study.results import NUMBERS, merge_results, read_results, write_tables
+from bamboo.analysis.study.runner import failures, load_stored, run_cells, run_locked, store, waiting
+from bamboo.analysis.study.spec import add_axes
+from bamboo.cli import main
+from bamboo.errors import InputError
+from tests.runs import ROOT, load
+
+from .tiny import MAE, SUPERVISED, TINY, run_here, tiny, written
+
+TABLES = ("cells.csv", "layers.csv", "training.csv")
+DYING = [
+    {"class_path": "bamboo.callbacks.NonFiniteGuard"},
+    {"class_path": "tests.interruption.InterruptBefore", "init_args": {"step": 2, "kill": True}},
+]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """The tiny study, run without interruption."""
+    folder = tmp_path_factory.mktemp("study")
+    run_here(tiny(folder), folder / "out")
+    write_report(read_results(load_stored(folder / "out"), folder / "out"), folder / "out")
+    return folder / "out"
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def tables(folder):
+    return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+def test_every_cell_is_trained_measured_and_in_the_tables(out):
+    table = rows(out / "cells.csv")
+    assert [row["cell"] for row in table] == [cell.name for cell in load_stored(out).cells()]
+    assert {row["state"] for row in table} == {"done"}
+    everywhere = ("similarity", "similarity_untrained", "similarity_train", "effective_rank", "accuracy")
+    for name in (*everywhere, "nearest_neighbours", "linear_probe", "activation_bytes"):
+        assert all(np.isfinite(float(row[name])) for row in table), name
+    for name in ("similarity_masked", "loss"):
+        assert [bool(row[name]) for row in table] == [row["objective"] == "mae" for row in table]
+    assert {row["cell"] for row in rows(out / "costs.csv")} == {row["cell"] for row in table}
+
+
+def test_every_number_can_be_traced_to_a_file_of_its_cell(out):
+    for row in rows(out / "cells.csv"):
+        told = json.loads((out / row["file"]).read_text())["numbers"]
+        assert {name: float(row[name]) for name in NUMBERS if row.get(name)} == told
+        profiles = {p.label: p for p in Comparison.load(out / "cells" / row["cell"] / "profile").profiles}
+        last = profiles["trained, held-out, whole"].curve("token_similarity").mean[-1]
+        assert float(row["similarity"]) == last
+    layers = rows(out / "layers.csv")
+    for cell in {row["cell"] for row in layers}:
+        ours = [
+            (f"{r['model']}, {r['samples']}, {r['length']}", r["measure"], r["layer"], r["mean"])
+            for r in layers
+            if r["cell"] == cell
+        ]
+        theirs = rows(out / "cells" / cell / "profile" / "profile.csv")
+        assert ours == [(r["model"], r["measure"], r["layer"], r["mean"]) for r in theirs]
+
+
+def test_a_cell_can_be_run_again_by_the_configuration_that_it_left(out):
+    cell = load_stored(out).cell(0)
+    folder = cell_folder(out, cell)
+    checkpoint = load(folder / "train" / "last.ckpt")
+    assert checkpoint["global_step"] == 4
+    assert load(folder / "train" / "start.ckpt")["global_step"] == 0
+    config = run_config(load_stored(out), cell, folder, "train")
+    assert config["model"]["init_args"]["shape"]["width"] == 64
+    assert config["seed_everything"] == config["data"]["init_args"]["seed"] == 0
+
+
+def test_finished_cells_are_never_run_again(out, tmp_path):
+    study = load_stored(out)
+    assert waiting(study, out) == []
+    before = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/result.json")}
+    run_locked(study, study.cell(0), out)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_cells_one_by_one_end_in_the_same_tables(out, tmp_path, capsys):
+    path = written(tmp_path)
+    other = tmp_path / "out"
+    words = ["study", "--config", str(path), "--out", str(other)]
+    assert main([*words, "--cell", "5"]) == 0  # in a worker, as on a cluster
+    assert main([*words, "--list"]) == 0
+    listed = [line.split() for line in capsys.readouterr().out.splitlines() if " mae-" in line]
+    assert [words[1] for words in listed] == ["waiting", "waiting", "waiting", "done"]
+    study = load_stored(other)
+    for cell in reversed(study.cells()):
+        run_locked(study, cell, other)
+    assert main([*words[:1], "--out", str(other), "--report-only"]) == 0
+    assert tables(other) == tables(out)
+
+
+def test_a_study_killed_at_random_moments_ends_in_the_same_tables(out, tmp_path):
+    path, other = written(tmp_path), tmp_path / "out"
+    command = [sys.executable, "-m", "bamboo", "study", "--config", str(path), "--out", str(other), "--workers", "1"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(other.glob("cells/*/train/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pause = random.uniform(0, 3)
+    print(f"killed {pause:.2f} s after the first checkpoint")
+    time.sleep(pause)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    study = load_stored(other)
+    interrupted = waiting(study, other)
+    assert interrupted  # the worker has no time to go on without its parent
+    for cell in interrupted:  # and again, in the middle of each: a checkpoint is all that is left of its training
+        folder = cell_folder(other, cell)
+        run_locked(study, cell, other)
+        if cell.number % 3 == 0:
+            for name in ("result.json", "train/done.json", "training.json"):
+                (folder / name).unlink()
+            shutil.rmtree(folder / "profile")
+            run_locked(study, cell, other)
+    write_tables(read_results(study, other), other)
+    assert tables(other) == tables(out)
+
+
+def test_a_failed_cell_is_reported_does_not_stop_the_others_and_is_tried_again_only_if_asked(tmp_path, capsys):
+    settings = SUPERVISED["set"]
+    hot = {"model": {"init_args": {**settings["model"]["init_args"], "recipe": {"base_lr": 1e30, "warmup_epochs": 0}}}}
+    objectives = {
+        "hot": {**SUPERVISED, "set": {**settings, **hot}},
+        "dying": {**SUPERVISED, "set": {**settings, "trainer": {**settings["trainer"], "callbacks": DYING}}},
+        "good": SUPERVISED,
+    }
+    study, out = tiny(tmp_path, objectives=objectives, seeds=1, shapes=TINY["shapes"][:1]), tmp_path / "out"
+    store(study, out)
+    run_cells(study, waiting(study, out), out, workers=1)
+    states = {cell.objective: cell_state(cell_folder(out, cell)) for cell in study.cells()}
+    assert states == {"hot": "failed", "dying": "failed", "good": "done"}
+    reasons = failures(study, out)
+    assert "the loss is not finite at step" in reasons["hot-2x64-seed0"]
+    assert "SIGKILL, most often for want of memory" in reasons["dying-2x64-seed0"]
+    assert waiting(study, out) == []
+    assert [cell.objective for cell in waiting(study, out, retry=True)] == ["hot", "dying"]
+    write_report(read_results(study, out), out)
+    assert [row["reason"] for row in rows(out / "cells.csv")] == [*reasons.values(), ""]
+    page = (out / "report.html").read_text()
+    assert "hot-2x64-seed0 failed and is in no mean" in page
+    assert "0 of 1" in page
+
+
+def test_parts_of_a_study_are_merged(out, tmp_path, capsys):
+    """As two machines would leave them: each the whole folder of some seeds."""
+    parts = []
+    for seed in (0, 1):
+        part = tmp_path / f"seed{seed}"
+        store(tiny(tmp_path, seeds=[seed]), part)
+        for folder in out.glob(f"cells/*-seed{seed}"):
+            shutil.copytree(folder, part / "cells" / folder.name)
+        parts.append(part)
+    assert main(["study-report", *map(str, parts), "--out", str(tmp_path / "merged")]) == 0
+    assert tables(tmp_path / "merged") == tables(out)
+    assert "supervised similarity rises with depth" in capsys.readouterr().out
+    (clash,) = parts[1].glob("cells/supervised-2x64-seed1/result.json")
+    third = tmp_path / "third"
+    shutil.copytree(parts[1], third)
+    told = json.loads(clash.read_text())
+    told["numbers"]["accuracy"] += 0.1
+    clash.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="cell supervised-2x64-seed1 ended differently: accuracy is"):
+        merge_results([*parts, third])
+
+
+def test_different_studies_are_not_merged(tmp_path):
+    store(tiny(tmp_path), tmp_path / "one")
+    for name, changes, message in (
+        ("two", {"threads": 2}, "threads is 2, not 1"),
+        ("three", {"name": "other"}, "name is other, not tiny"),
+        ("four", {"objectives": {"mae": {**MAE, "kind": "supervised"}}}, "objective mae differs"),
+    ):
+        store(tiny(tmp_path, **changes), tmp_path / name)
+        with pytest.raises(InputError, match=message):
+            merge_results([tmp_path / "one", tmp_path / name])
+    with pytest.raises(InputError, match="holds no study"):
+        merge_results([tmp_path / "one", tmp_path / "none"])
+
+
+def test_an_axis_is_trained_by_its_values_and_has_lines_of_its_own(tmp_path):
+    study = tiny(tmp_path, objectives={"supervised": SUPERVISED}, seeds=1)
+    study = add_axes(study, ["pool", "token", "avg"])
+    out = run_here(study, tmp_path / "out")
+    pools = [load(p)["hyper_parameters"]["pool"] for p in sorted(out.glob("cells/*2x64*/train/last.ckpt"))]
+    assert pools == ["avg", "token"]
+    results = read_results(study, out)
+    assert [series.label for series in results.series] == ["supervised, pool token", "supervised, pool avg"]
+    write_report(results, out)
+    assert "supervised, pool avg" in (out / "similarity_over_depth.svg").read_text()
+    assert [row["pool"] for row in rows(out / "cells.csv")] == ["token", "avg"] * 2
+
+
+def test_the_report_holds_its_parts_and_opens_in_a_browser_without_errors(out, tmp_path):
+    page = (out / "report.html").read_text()
+    for heading in (
+        "What the numbers say of the claims",
+        "Similarity over depth",
+        "Last-layer similarity against depth",
+        "Accuracy against depth",
+        "Reconstructions of the same images",
+        "Similarity maps of the same images",
+        "All cells",
+        "Cost against depth",
+    ):
+        assert heading in page
+    assert page.count("<img ") == len(list(out.glob("*.svg"))) == len(list(out.glob("*.png")))
+    assert "http" not in page.replace("http://www.w3.org", "")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here to open the report in")
+    picture = tmp_path / "page.png"
+    options = ["--headless", "--no-sandbox", "--enable-logging=stderr", f"--screenshot={picture}"]
+    ran = subprocess.run(
+        [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", (out / "report.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert picture.stat().st_size > 10_000
+    assert "CONSOLE" not in ran.stderr

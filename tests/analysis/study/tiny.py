@@ -1,0 +1,72 @@
+"""A study of seconds, and ways to run it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bamboo.analysis.study.runner import run_locked, store, waiting
+from bamboo.analysis.study.spec import Study, read_study
+from tests.runs import CONFIGS
+
+SHAPES = [{"depth": 2, "width": 64, "heads": 2}, {"depth": 8, "width": 32, "heads": 1}]
+SMALL = {"init_args": {"image_size": 16}}
+SUPERVISED = {
+    "kind": "supervised",
+    "config": str(CONFIGS / "finetune/scratch_digits.yaml"),
+    "set": {
+        "model": {"init_args": {"image_size": 16, "pool": "token"}},
+        "data": {"init_args": {"batch_size": 32}},
+        "trainer": {"max_epochs": 1, "max_steps": 4},
+        "checkpoint": {"every_n_train_steps": 1},
+    },
+}
+MAE = {
+    "kind": "masked",
+    "config": str(CONFIGS / "pretrain/quickstart.yaml"),
+    "set": {
+        "model": {"init_args": {"image_size": 16, "decoder_shape": {"depth": 1, "width": 32, "heads": 1}}},
+        "data": {"init_args": {"batch_size": 32}},
+        "trainer": {"max_epochs": 1, "max_steps": 4},
+        "checkpoint": {"every_n_train_steps": 1},
+    },
+    "then": {
+        "config": str(CONFIGS / "finetune/digits.yaml"),
+        "set": {"model": SMALL, "trainer": {"max_epochs": 1, "max_steps": 2}},
+    },
+}
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "shapes": SHAPES,
+    "seeds": 2,
+    "objectives": {"mae": MAE, "supervised": SUPERVISED},
+    "evaluation": {
+        "samples": 8,
+        "point_samples": 4,
+        "points": 2,
+        "probe_samples": 60,
+        "probe_epochs": 1,
+        "pictures": 1,
+    },
+}
+
+
+def written(folder: Path, name: str = "study.yaml", **changes: Any) -> Path:
+    """The file of a tiny study."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return path
+
+
+def tiny(folder: Path, **changes: Any) -> Study:
+    """A tiny study."""
+    return read_study(written(folder, **changes))
+
+
+def run_here(study: Study, out: Path) -> Path:
+    """Run what is left of a study in this process, which costs no imports."""
+    store(study, out)
+    for cell in waiting(study, out):
+        run_locked(study, cell, out)
+    return out

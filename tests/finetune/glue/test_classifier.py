@@ -1,0 +1,327 @@
+"""The module computes what transformers computes text by text, learns every task, and runs alike on two processes."""
+
+import contextlib
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning import Trainer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
+
+from bamboo.errors import InputError
+from bamboo.finetune.glue.batches import Batches, EvalBatches, tokenise
+from bamboo.finetune.glue.classifier import GlueClassifier, in_order, layer_groups
+from bamboo.finetune.glue.data import GlueData
+from bamboo.finetune.glue.encoders import open_encoder
+from bamboo.finetune.glue.recipes import SEARCH, Setting
+from bamboo.finetune.glue.tasks import TASKS
+from bamboo.saving import Checkpoints
+from tests.finetune.glue.tiny import CONFIGS, make_tokenizer, text, write_data, write_encoder
+from tests.interruption import InterruptBefore, Interruption
+from tests.runs import ROOT, same
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+PAIRED = [True, False]
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("encoders")
+    return {name: write_encoder(root / name, name) for name in CONFIGS}
+
+
+def texts(count=40, pairs=False):
+    stream = random.Random(1)
+    first, second = ([text(stream) for _ in range(count)] for _ in range(2))
+    return first, second if pairs else None
+
+
+@pytest.mark.parametrize("pairs", PAIRED, ids=["pairs", "single texts"])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_logits_of_batches_are_those_of_each_text_alone_without_padding(encoders, architecture, pairs):
+    module = GlueClassifier(encoders[architecture], "rte" if pairs else "cola").eval()
+    first, second = texts(pairs=pairs)
+    apart = architecture == "bert"
+    data = Batches(tokenise(module.tokenizer, first, second, 48, apart), None)
+    found = torch.empty(len(first), 2)
+    with torch.no_grad():
+        for indices in EvalBatches(data, 256):
+            found[indices] = module(data[indices])
+        for number in range(len(first)):
+            alone = module.tokenizer(
+                *[part[number] for part in (first, second) if part],
+                truncation=True,
+                max_length=48,
+                return_tensors="pt",
+                return_token_type_ids=apart,
+            )
+            torch.testing.assert_close(found[number], module.model(**alone).logits[0], atol=2e-6, rtol=1e-5)
+
+
+def test_predictions_come_in_the_order_of_the_split(encoder, data):
+    module, cola = GlueClassifier(encoder, "cola"), GlueData(data, "cola", max_tokens=64)
+    Trainer(**QUIET).validate(module, datamodule=cola, verbose=False)
+    module.eval()
+    batches, _ = cola.split("dev")
+    found = module.predictions["dev"]
+    assert found.labels == batches.labels.tolist()
+    with torch.no_grad():
+        expected = [int(module(batches[[number]]).argmax()) for number in range(len(batches))]
+    assert found.values == expected
+
+
+def test_what_several_processes_say_is_put_into_one_order():
+    parts = [
+        (torch.tensor([3, 0]), torch.tensor([13, 10]), torch.tensor([1, 0])),
+        (torch.tensor([1]), *2 * [torch.tensor([7])]),
+    ]
+    assert in_order(parts) == ([10, 7, 13], [0, 7, 1])
+
+
+@pytest.mark.parametrize("name", ["cola", "stsb", "mnli"])
+def test_the_loss_is_that_of_transformers(encoder, name):
+    module, task = GlueClassifier(encoder, name).eval(), TASKS[name]
+    batch = Batches(tokenise(module.tokenizer, *texts(8, len(task.texts) == 2)), [float(n % 3) for n in range(8)])[
+        range(8)
+    ]
+    batch["label"] = batch["label"] if task.is_regression else batch["label"].long() % task.num_outputs
+    inputs = {key: value for key, value in batch.items() if key not in ("index", "label")}
+    expected = module.model(**inputs, labels=batch["label"]).loss
+    loss, logs = module.compute(batch, 0, "train")
+    torch.testing.assert_close(loss, expected)
+    assert float(logs["padding"]) == pytest.approx(1 - float(batch["attention_mask"].double().mean()))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_a_tiny_encoder_overfits_64_examples(encoder, tmp_path, task):
+    data = write_data(tmp_path / "data", (64, 4, 1), [task.name], memorise=True)
+    recipe = Setting(lr=2e-3).recipe
+    module, examples = GlueClassifier(encoder, task.name, dropout=0.0, recipe=recipe), GlueData(data, task.name)
+    trainer = Trainer(max_epochs=50, limit_val_batches=0, gradient_clip_val=1.0, **QUIET)
+    trainer.fit(module, datamodule=examples)
+    batches, _ = examples.split("train")
+    module.eval()
+    with torch.no_grad():
+        logits = module(batches[range(64)])
+    if task.is_regression:
+        assert float((logits[:, 0] - batches.labels).abs().max()) < 0.5
+    else:
+        assert float((logits.argmax(dim=1) == batches.labels).double().mean()) == 1.0
+
+
+def test_the_rate_is_4e_5_at_a_batch_of_16_with_a_warm_up_of_a_tenth(encoder, data):
+    module = GlueClassifier(encoder, "rte")
+    trainer = Trainer(max_epochs=5, limit_val_batches=0, **QUIET)
+    rates = []
+    trainer.callbacks.append(Rates(rates))
+    trainer.fit(module, datamodule=GlueData(data, "rte", batch_size=16))
+    assert len(rates) == 10  # 32 examples
+    assert rates[0] == 0
+    assert rates[1] == max(rates) == pytest.approx(4e-5)
+
+
+class Rates(InterruptBefore):
+    def __init__(self, rates):
+        super().__init__(-1)
+        self.rates = rates
+
+    def on_train_batch_end(self, trainer, *_):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_every_setting_of_the_search_is_that_of_bert():
+    assert len(SEARCH) == len(set(SEARCH)) == 18
+    assert {(one.batch_size, one.epochs) for one in SEARCH} == {(b, e) for b in (16, 32) for e in (2, 3, 4)}
+    assert {one.lr for one in SEARCH} == {2e-5, 3e-5, 5e-5}
+    assert all(one.recipe.base_lr * one.batch_size / 256 == pytest.approx(one.lr) for one in SEARCH)
+
+
+def test_layer_decay_is_that_of_the_paper_at_12_layers_and_keeps_its_ends_at_48():
+    def scales(depth):
+        config = BertConfig(
+            hidden_size=4, num_hidden_layers=depth, num_attention_heads=1, intermediate_size=4, vocab_size=8
+        )
+        groups = layer_groups(BertForSequenceClassification(config), 0.65, 0.1)
+        assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for group in groups for p in group["params"])
+        return {group["layer"]: group["lr_scale"] for group in groups}
+
+    shallow, deep = scales(12), scales(48)
+    assert shallow["head"] == deep["head"] == 1
+    for block in range(12):
+        assert shallow[f"block {block}"] == pytest.approx(0.65 ** (12 - block))  # layer l of depth d: d + 1 - l
+        assert deep[f"block {4 * block + 3}"] == pytest.approx(shallow[f"block {block}"])  # the same relative depth
+    assert shallow["embedding"] == deep["embedding"] == pytest.approx(0.65**13)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_every_weight_is_in_one_group_and_the_blocks_are_told_apart(encoders, architecture):
+    model = open_encoder(encoders[architecture], 2).model
+    groups = layer_groups(model, 0.5, 0.0)
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
+    assert {group["layer"] for group in groups} == {"embedding", "block 0", "block 1", "head"}
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_dropout_is_what_is_asked_for_and_the_head_depends_on_the_seed(encoders, architecture):
+    def drawn(**options):
+        model = open_encoder(encoders[architecture], 2, **options).model
+        return model, {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+
+    state = torch.get_rng_state()
+    (one, rates), (two, _), (other, own) = drawn(dropout=0.25), drawn(dropout=0.25), drawn(dropout=None, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert rates == {0.25}
+    assert own != {0.25}
+    assert same(one.state_dict(), two.state_dict())
+    differs = [name for name, value in one.state_dict().items() if not torch.equal(value, other.state_dict()[name])]
+    assert differs
+    assert all(not name.startswith(f"{one.base_model_prefix}.") or "pooler" in name for name in differs)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_weights_are_those_of_the_folder_and_new_ones_are_named(encoders, architecture):
+    model, _, notes = open_encoder(encoders[architecture], 3)
+    pretrained = AutoModelForMaskedLM.from_pretrained(encoders[architecture])
+    shared = pretrained.base_model.state_dict()
+    assert same({key: model.base_model.state_dict()[key] for key in shared}, shared)
+    (note,) = notes
+    assert "classifier" in note
+    assert ("pooler" in note) == (architecture == "bert")
+
+
+def test_a_checkpoint_of_this_project_is_fine_tuned_from_its_weights(tmp_path, monkeypatch):
+    from bamboo.text.checkpoints import load_text
+    from tests.text.runs import fit, last
+
+    monkeypatch.chdir(tmp_path)
+    assert fit("--trainer.max_steps", "1", "--trainer.log_every_n_steps", "1") == 0
+    model, tokenizer, notes = open_encoder(last(tmp_path), 3, dropout=0.2)
+    pretrained = load_text(last(tmp_path))
+    shared = pretrained.model.base_model.state_dict()
+    assert same({key: model.base_model.state_dict()[key] for key in shared}, shared)
+    assert model.config.num_labels == 3
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.2}
+    assert any(note.startswith("new weights: ") for note in notes)
+    types = tokenizer("one text", "another")["token_type_ids"] if model.config.model_type == "bert" else [0, 1]
+    assert set(types) == {0, 1}
+
+
+def test_a_model_of_another_task_is_started_from_but_for_its_head(encoder, tmp_path):
+    mnli = GlueClassifier(encoder, "mnli")
+    with torch.no_grad():
+        for weight in mnli.parameters():
+            weight.add_(0.5)
+    path = tmp_path / "mnli.ckpt"
+    torch.save({"state_dict": mnli.state_dict()}, path)
+    rte = GlueClassifier(encoder, "rte", start_from=path)
+    for name, weight in rte.model.state_dict().items():
+        assert torch.equal(weight, mnli.model.state_dict()[name]) != name.startswith("classifier"), name
+    other = write_encoder(tmp_path / "modern", "modernbert")
+    with pytest.raises(InputError, match=r"mnli\.ckpt is of another encoder: it has no model\."):
+        GlueClassifier(other, "rte", start_from=path)
+
+
+def test_a_run_that_is_resumed_in_an_epoch_ends_with_the_same_weights(encoder, data, tmp_path):
+    def run(*callbacks, **options):
+        module = GlueClassifier(encoder, "sst2", seed=3)
+        how = {**QUIET, "enable_checkpointing": bool(callbacks)}
+        trainer = Trainer(max_epochs=2, limit_val_batches=0, callbacks=[*callbacks], **how)
+        with contextlib.suppress(Interruption):
+            trainer.fit(module, datamodule=GlueData(data, "sst2", batch_size=8, seed=3), **options)
+        return copy.deepcopy(module.state_dict())
+
+    whole = run()
+    kept = Checkpoints(tmp_path, every_n_train_steps=6, filename="{step}")  # an epoch has 4 steps
+    assert not same(run(kept, InterruptBefore(7)), whole)
+    assert same(run(ckpt_path=tmp_path / "step=6.ckpt", weights_only=True), whole)
+
+
+def test_two_processes_see_every_text_once_and_score_as_one(encoder, data, tmp_path):
+    config = str(ROOT / "configs/finetune/glue/mnli.yaml")
+    words = [
+        *("--config", config, "--model.init_args.encoder", str(encoder), "--data.init_args.root", str(data)),
+        *("--model.init_args.dropout", "0", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+        *("--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--data.init_args.max_tokens", "100"),
+        *("--trainer.callbacks+=tests.finetune.glue.tiny.Seen",),
+    ]
+
+    def fit(place, devices, batch):
+        place.mkdir()
+        sizes = ["--trainer.devices", str(devices), "--data.init_args.batch_size", str(batch)]
+        if devices > 1:
+            sizes += ["--trainer.strategy", "ddp"]
+        command = [sys.executable, "-m", "bamboo", "fit", *words, "--trainer.callbacks.folder", str(place), *sizes]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return [json.loads((place / f"rank{rank}.json").read_text()) for rank in range(devices)]
+
+    (one,), two = fit(tmp_path / "one", 1, 10), fit(tmp_path / "two", 2, 5)
+    for stage, times in {"train": 1, "val": 2}.items():  # two splits of 24
+        count = {"train": 32, "val": 24}[stage]
+        seen = sorted(index for rank in two for step in rank[stage] for index in step)
+        assert seen == sorted([*range(count)] * times)
+        assert len({len(rank[stage]) for rank in two}) == 1
+    together = [sorted(a + b) for a, b in zip(two[0]["train"], two[1]["train"], strict=True)]
+    assert together == [sorted(step) for step in one["train"]]
+    assert two[0]["score"] == two[1]["score"]
+
+
+BAD = {
+    "encoder missing": ({"encoder": "gone.ckpt"}, "gone.ckpt is missing"),
+    "encoder not given": ({"encoder": None}, "there is no encoder to fine-tune"),
+    "empty folder": ({"encoder": "."}, "holds no config.json"),
+    "name not on the disk": ({"encoder": "hf:nobody/nothing"}, "nobody/nothing cannot be loaded: "),
+    "unknown task": ({"task": "cole"}, "unknown task 'cole': did you mean 'cola'"),
+    "dropout": ({"dropout": 1.5}, "dropout must be a share of one, got 1.5"),
+    "layer decay": ({"layer_decay": 0.0}, "layer_decay must lie between 0 and 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_said_in_one_line(encoder, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    options, message = BAD[case]
+    with pytest.raises(InputError) as caught:
+        GlueClassifier(**{"encoder": encoder, "task": "cola", **options})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_longer_than_the_encoder_reads_are_refused(encoder, data):
+    with pytest.raises(InputError, match="max_length 200 is more than the 128 tokens that the encoder reads"):
+        Trainer(**QUIET).validate(GlueClassifier(encoder, "rte"), datamodule=GlueData(data, "rte", max_length=200))
+
+
+def test_a_model_for_another_task_than_that_of_the_data_is_refused(encoder, data):
+    with pytest.raises(InputError, match="the model is for rte and the data are cola"):
+        Trainer(**QUIET).validate(GlueClassifier(encoder, "rte"), datamodule=GlueData(data, "cola"))
+
+
+def test_a_fine_tuned_folder_with_another_head_gets_a_new_one(tmp_path):
+    folder = tmp_path / "classifier"
+    config = copy.deepcopy(CONFIGS["bert"])
+    config.num_labels = 5
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    model, _, notes = open_encoder(folder, 2)
+    assert model.classifier.out_features == 2
+    assert notes == ("new weights: classifier",)

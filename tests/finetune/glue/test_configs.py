@@ -1,0 +1,72 @@
+"""Every task has a configuration, all by one recipe, and each of them trains and evaluates."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from bamboo.cli import main
+from bamboo.cli.compose import compose
+from bamboo.finetune.glue.recipes import CLIP, Setting
+from bamboo.finetune.glue.tasks import TASKS
+from bamboo.training import Recipe
+from tests.runs import CONFIGS, load, scalars
+
+FOLDER = CONFIGS / "finetune/glue"
+FILES = sorted(FOLDER.glob("[a-z]*.yaml"))
+
+
+def settings(path):
+    return OmegaConf.to_container(compose(path), resolve=True)
+
+
+def run(verb, name, encoder, data, *words):
+    small = [
+        *("--model.init_args.encoder", str(encoder), "--data.init_args.root", str(data)),
+        *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.log_every_n_steps", "1"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+    ]
+    return main([verb, "--config", str(FOLDER / f"{name}.yaml"), *small, *words])
+
+
+def test_there_is_one_for_every_task():
+    assert {path.stem for path in FILES} == set(TASKS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_configuration_says_its_task_and_the_recipe_of_the_sweep(path):
+    told, default = settings(path), Setting()
+    model, data = told["model"]["init_args"], told["data"]["init_args"]
+    assert model["task"] == data["task"] == path.stem
+    assert told["trainer"]["logger"]["init_args"]["name"] == f"glue-{path.stem}"
+    recipe = Recipe(**{**model["recipe"], "betas": tuple(model["recipe"]["betas"])})
+    assert recipe == default.recipe
+    assert recipe.base_lr * data["batch_size"] / 256 == pytest.approx(4e-5)
+    assert (data["batch_size"], told["trainer"]["max_epochs"]) == (default.batch_size, default.epochs)
+    assert told["trainer"]["gradient_clip_val"] == CLIP
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_configuration_trains_and_evaluates(name, encoder, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("fit", name, encoder, data, "--trainer.max_epochs", "1") == 0
+    folder = tmp_path / "runs" / f"glue-{name}" / "version_0"
+    last = folder / "checkpoints" / "last.ckpt"
+    assert load(last)["global_step"] == 2  # 32 examples
+    assert (folder / "config.yaml").is_file()
+    assert 0 <= min(scalars(folder, "train/padding").values()) < 0.5
+    (score,) = scalars(folder, "val/score").values()
+    capsys.readouterr()
+    assert run("validate", name, encoder, data, "--ckpt_path", str(last)) == 0
+    printed = capsys.readouterr().out
+    for metric in TASKS[name].metrics:
+        for split in TASKS[name].eval_splits:
+            suffix = f"_{split}" if len(TASKS[name].eval_splits) > 1 else ""
+            assert f"val/{metric}{suffix}" in printed
+    assert f"{score:.4f}"[:5] in printed or score != score  # NaN
+
+
+def test_without_an_encoder_it_is_one_line(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(FOLDER / "cola.yaml"), "--data.init_args.root", str(data)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "there is no encoder to fine-tune: give --model.init_args.encoder CHECKPOINT or hf:NAME" in error
+    assert not (tmp_path / "runs").exists()

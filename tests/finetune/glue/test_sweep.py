@@ -1,0 +1,199 @@
+"""A sweep that was interrupted, spread over processes or partly failed gives the table that it should."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bamboo.errors import InputError
+from bamboo.finetune.glue import sweep as sweeping
+from bamboo.finetune.glue.cells import Cell, Plan, run_cell
+from bamboo.finetune.glue.recipes import SEARCH, Setting
+from bamboo.finetune.glue.sweep import Places, sweep
+from bamboo.finetune.glue.tasks import TASKS, find_tasks
+from tests.runs import ROOT, same
+
+SETTING = Setting(lr=1e-3, epochs=2)
+SIZES = dict.fromkeys(TASKS, 32)
+
+
+@pytest.fixture
+def plan(encoder, data):
+    return Plan(str(encoder), str(data), max_length=64)
+
+
+def scores(out):
+    """What the cells of a folder say, without how long they took."""
+    read = {path.name: json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))}
+    return {name: {key: value for key, value in cell.items() if key != "seconds"} for name, cell in read.items()}
+
+
+def command(plan, out, *options):
+    words = ["--data", plan.data, "--max-length", "64", "--lr", "1e-3", "--epochs", "2", "--out", str(out)]
+    return [sys.executable, "-m", "bamboo", "glue", plan.encoder, *words, "--tasks", "cola", "mnli", "stsb", *options]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_sweep_that_is_killed_goes_on_and_ends_with_the_table_of_one_that_was_not(plan, tmp_path):
+    options = {
+        "cwd": tmp_path,
+        "env": environment(),
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    killed = subprocess.Popen(command(plan, tmp_path / "killed", "--seeds", "2"), **options)
+    cells, end = tmp_path / "killed" / "cells", time.monotonic() + 120
+    while len(list(cells.glob("*.json"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    finished = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert 2 <= len(finished) < 6
+    assert not (tmp_path / "killed" / "scores.json").exists()
+    for name in ("killed", "whole"):
+        done = subprocess.run(command(plan, tmp_path / name, "--seeds", "2"), **options)
+        assert done.returncode == 0, done.stderr
+    for name, moment in finished.items():
+        assert (cells / name).stat().st_mtime_ns == moment  # kept, not run again
+    assert len(scores(tmp_path / "whole")) == 6
+    assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
+    tables = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("killed", "whole")]
+    for table in tables:
+        for task in table["tasks"]:
+            del task["seconds"]
+    assert tables[0] == tables[1]
+
+
+def test_processes_side_by_side_give_what_one_gives(plan, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tasks = find_tasks(["cola", "rte"])
+    for name, places in {"one": Places(), "two": Places(2, threads=1)}.items():
+        cells, failures = sweep(plan, tasks, [0, 1], tmp_path / name, SIZES, SETTING, places)
+        assert (len(cells), failures) == (4, {})
+    torch.set_num_threads(threads)
+    assert scores(tmp_path / "one") == scores(tmp_path / "two")
+
+
+def test_seeds_differ_and_a_cell_alone_is_a_cell_of_a_sweep(plan, tmp_path):
+    sweep(plan, find_tasks(["mnli"]), [0, 1], tmp_path, SIZES, SETTING)
+    assert set(scores(tmp_path)["mnli-seed0.json"]["metrics"]) == {"dev_matched", "dev_mismatched"}
+    alone = run_cell(plan, Cell("mnli", 1, SETTING), tmp_path / "alone")
+    assert alone["metrics"] == scores(tmp_path)["mnli-seed1.json"]["metrics"]
+    pretrained = Cell("stsb", 0, SETTING), Cell("stsb", 1, SETTING)
+    one, two = (run_cell(plan, cell, tmp_path / "alone")["score"] for cell in pretrained)
+    assert one != two
+
+
+@pytest.mark.parametrize("places", [Places(), Places(2, threads=1)], ids=["in this process", "in processes"])
+def test_what_fails_is_said_and_leaves_the_others(plan, tmp_path, places):
+    (tmp_path / "cells" / "cola-seed1.json").mkdir(parents=True)  # its scores cannot be written
+    cells, failures = sweep(plan, find_tasks(["cola"]), [0, 1, 2], tmp_path, SIZES, SETTING, places)
+    assert [cell.seed for cell in cells] == [0, 2]
+    assert list(failures) == ["cola-seed1"]
+    assert "Is a directory" in failures["cola-seed1"]
+    (tmp_path / "cells" / "cola-seed1.json").rmdir()
+    cells, failures = sweep(plan, find_tasks(["cola"]), [0, 1, 2], tmp_path, SIZES, SETTING, places)
+    assert ([cell.seed for cell in cells], failures) == ([0, 1, 2], {})
+
+
+def test_a_process_that_dies_is_said(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "_work", die)
+    cells, failures = sweep(plan, find_tasks(["cola"]), [0, 1], tmp_path, SIZES, SETTING, Places(2, threads=1))
+    assert cells == []
+    assert failures == dict.fromkeys(("cola-seed0", "cola-seed1"), f"its process ended with code {-signal.SIGKILL}")
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+CHANGED = {
+    "lr": (lambda plan, setting: (plan, replace(setting, lr=2e-3)), "lr 0.001, and now lr is 0.002"),
+    "length": (
+        lambda plan, setting: (replace(plan, max_length=32), setting),
+        "max_length 64, and now max_length is 32",
+    ),
+    "search": (lambda plan, setting: (plan, None), "search False, and now search is True"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_folder_takes_the_scores_of_one_plan_alone(plan, tmp_path, what):
+    sweep(plan, [], [0], tmp_path, SIZES, SETTING)
+    change, message = CHANGED[what]
+    plan, setting = change(plan, SETTING)
+    with pytest.raises(InputError, match=message):
+        sweep(plan, find_tasks(["cola"]), [0], tmp_path, SIZES, setting)
+
+
+def test_an_encoder_that_was_trained_on_is_another_encoder(plan, tmp_path):
+    import shutil
+
+    folder = tmp_path / "encoder"
+    shutil.copytree(plan.encoder, folder)
+    plan = replace(plan, encoder=str(folder))
+    sweep(plan, [], [0], tmp_path / "out", SIZES, SETTING)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match="encoder_digest"):
+        sweep(plan, [], [0], tmp_path / "out", SIZES, SETTING)
+
+
+def test_the_search_takes_the_best_setting_of_the_first_seed_for_all_seeds(plan, tmp_path, monkeypatch):
+    ran = []
+
+    def scored(plan, cell, out, *_):
+        ran.append(cell)
+        best = cell.setting == SEARCH[7]
+        sweeping.write_json(cell.path(out), {"score": 0.9 if best else None if cell.setting == SEARCH[0] else 0.5})
+
+    monkeypatch.setattr(sweeping, "run_cell", scored)
+    cells, failures = sweep(plan, find_tasks(["cola", "rte"]), [0, 1, 2], tmp_path, SIZES)
+    assert failures == {}
+    assert {cell.setting for cell in cells} == {SEARCH[7]}
+    assert [(cell.task, cell.seed) for cell in cells] == [(task, seed) for task in ("cola", "rte") for seed in range(3)]
+    assert len(ran) == 2 * (len(SEARCH) + 2)  # the first seed is not run twice
+    ran.clear()
+    sweep(plan, find_tasks(["cola", "rte"]), [0, 1, 2], tmp_path, SIZES)
+    assert ran == []
+
+
+def test_three_tasks_start_from_the_model_of_mnli(plan, tmp_path):
+    plan = replace(plan, from_mnli=True)
+    cells, failures = sweep(plan, find_tasks(["rte", "cola", "mnli"]), [0], tmp_path / "from", SIZES, SETTING)
+    assert failures == {}
+    assert [cell.task for cell in cells] == ["rte", "cola", "mnli"]
+    weights = Cell("mnli", 0).weights(tmp_path / "from")
+    assert weights.is_file()
+    alone = sweep(replace(plan, from_mnli=False), find_tasks(["cola"]), [0], tmp_path / "alone", SIZES, SETTING)
+    assert alone[1] == {}
+    assert same(scores(tmp_path / "from")["cola-seed0.json"], scores(tmp_path / "alone")["cola-seed0.json"])
+    weights.unlink()
+    Cell("rte", 0).path(tmp_path / "from").unlink()
+    _, failures = sweep(plan, find_tasks(["rte", "cola", "mnli"]), [0], tmp_path / "from", SIZES, SETTING)
+    assert "mnli-seed0.safetensors is missing" in failures["rte-seed0"]
+
+
+def test_predictions_are_added_to_scores_that_have_none(plan, tmp_path):
+    tasks = find_tasks(["stsb"])
+    sweep(plan, tasks, [0], tmp_path, SIZES, SETTING)
+    before = scores(tmp_path)
+    assert not (tmp_path / "predictions").exists()
+    sweep(replace(plan, test=True), tasks, [0], tmp_path, SIZES, SETTING)
+    found = json.loads((tmp_path / "predictions/stsb-seed0.json").read_text())
+    assert found["test"]["ids"] == list(range(10))
+    assert len(set(found["test"]["predictions"])) > 1
+    assert scores(tmp_path) == before
