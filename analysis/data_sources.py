@@ -125,7 +125,7 @@ def _blocks(
     """Held-out blocks of a packed corpus, evenly spread over it."""
     from bamboo.text.data import PackedCorpus
 
-    module = PackedCorpus(path=data, block_length=max_length, batch_size=batch_size)
+    module = PackedCorpus(root=data, block_length=max_length, batch_size=batch_size)
     if module.tokenizer.get_vocab() != opened.tokenizer.get_vocab():
         raise InputError(f"{data} was made with another tokenizer than that of {opened.label}: give it as text files")
     module.setup()

@@ -2,14 +2,14 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,7 +166,7 @@ def write_corpus(
         raise InputError(f"{out} holds a corpus already: name another folder, or delete this one")
     try:
         parts = pack(documents, tokenizer, out / PARTS, workers, total)
-        counts = _join(parts, out, val_fraction, seed, token_type(tokenizer.get_vocab_size()))
+        counts = _join(parts, out, val_fraction, seed)
         save_tokenizer(tokenizer, out / "tokenizer")
         metadata = {
             "format": FORMAT,
@@ -196,49 +196,53 @@ def held_out(documents: int, fraction: float, seed: int) -> NDArray[np.int64]:
     So the share is kept along the corpus, and documents that are added at its end change nothing before them. Of fewer
     documents than that, one is held out.
     """
-    numbers: list[int] = []
-    for group in count():
+    numbers = []
+    for group in range(math.ceil(documents * fraction)):
         first, last = math.ceil(group / fraction), math.ceil((group + 1) / fraction)
-        if first >= documents:
-            return np.array(numbers, np.int64)
         last = last if group else min(last, documents)
         number = first + derive_seed(seed, "held out", group) % (last - first)
         if number < documents:
             numbers.append(number)
-    raise AssertionError  # `count` has no end
+    return np.array(numbers, np.int64)
 
 
-def _join(parts: Sequence[Path], out: Path, fraction: float, seed: int, kind: str) -> dict[str, Any]:
+def _join(parts: Sequence[Path], out: Path, fraction: float, seed: int) -> dict[str, Any]:
     """Write the documents of the parts in their order, each into its split."""
     documents = sum(len(ends) for ends in _members(parts, "ends"))
     if documents < 2:
-        raise InputError(f"{documents} documents have tokens: one to train on and one to hold out are needed")
+        raise InputError(f"the text makes {documents} document(s): one to train on and one to hold out are needed")
     chosen = held_out(documents, fraction, seed)
-    found = {split: {"tokens": 0, "documents": 0} for split in SPLITS}
+    tally = {split: {"tokens": 0, "documents": 0} for split in SPLITS}
     first, words, unknown = 0, 0, 0
+    names = [f"{split}.{kind}" for split in SPLITS for kind in ("bin", "ends")]
     with ExitStack() as stack:
-        files = {name: _output(stack, out / name) for split in SPLITS for name in (f"{split}.bin", f"{split}.ends")}
+        # Among the parts until they are complete, so that those of a run that was killed are written over.
+        files = {name: stack.enter_context((out / PARTS / name).open("wb")) for name in names}
         for path in parts:
             with np.load(path) as part:
-                tokens, ends = part["tokens"].astype(kind, copy=False), part["ends"]
+                tokens, ends = part["tokens"], part["ends"]
                 words, unknown = words + int(part["words"]), unknown + int(part["unknown"])
-            lengths = np.diff(ends, prepend=0)
-            outside = np.isin(np.arange(first, first + len(ends)), chosen, assume_unique=True)
+            outside = np.zeros(len(ends), bool)
+            outside[chosen[slice(*np.searchsorted(chosen, (first, first + len(ends))))] - first] = True
             first += len(ends)
+            lengths = np.diff(ends, prepend=0)
             for split, mine in (("train", ~outside), ("val", outside)):
-                tally = found[split]
-                files[f"{split}.ends"].write((tally["tokens"] + np.cumsum(lengths[mine])).astype(np.int64).tobytes())
+                before = tally[split]["tokens"]
                 files[f"{split}.bin"].write(tokens[np.repeat(mine, lengths)].tobytes())
-                tally["tokens"] += int(lengths[mine].sum())
-                tally["documents"] += int(mine.sum())
-    return {**found, "words": words, "unknown": unknown}
+                files[f"{split}.ends"].write((before + np.cumsum(lengths[mine], dtype=np.int64)).tobytes())
+                tally[split] = {
+                    "tokens": before + int(lengths[mine].sum()),
+                    "documents": tally[split]["documents"] + int(mine.sum()),
+                }
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    for name in names:
+        (out / PARTS / name).replace(out / name)
+    return {**tally, "words": words, "unknown": unknown}
 
 
 def _members(parts: Sequence[Path], name: str) -> Iterator[NDArray[Any]]:
     for path in parts:
         with np.load(path) as part:
             yield part[name]
-
-
-def _output(stack: ExitStack, path: Path) -> IO[bytes]:
-    return stack.enter_context(stack.enter_context(atomic_write(path)).open("wb"))

@@ -144,17 +144,17 @@ class PackedCorpus(TextData):
     """A corpus that `bamboo tokenize` wrote.
 
     Args:
-        path: its folder; `~` is expanded.
+        root: its folder; `~` is expanded.
         **kwargs: arguments of `TextData`.
     """
 
-    def __init__(self, path: str, **kwargs: Any):
+    def __init__(self, root: str, **kwargs: Any):
         super().__init__(**kwargs)
-        self.path = Path(path).expanduser()
+        self.root = Path(root).expanduser()
 
     def read_text(self) -> Text:
         """The streams, mapped into memory."""
-        corpus = Corpus.open(self.path)
+        corpus = Corpus.open(self.root)
         return Text(corpus.tokenizer, corpus.train.tokens, corpus.val.tokens)
 
 
@@ -203,6 +203,8 @@ def shipped_documents() -> list[str]:
 
 def _stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
     separator = special_ids(tokenizer)["sep"]
-    encoded = tokenizer.encode_batch(list(documents), add_special_tokens=False)
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.encode_special_tokens = True  # a [SEP] that is written in a text is text: the token ends a document
+    encoded = plain.encode_batch(list(documents), add_special_tokens=False)
     pieces = [np.asarray([*one.ids, separator], np.uint16) for one in encoded]
     return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)

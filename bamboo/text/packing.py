@@ -7,7 +7,6 @@ the documents and the tokenizer: after a crash, a part is finished if and only i
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from bamboo.errors import InputError
 from bamboo.files import atomic_write
 from bamboo.text.pieces import pieces
 from bamboo.text.processes import light_pool
@@ -100,17 +98,12 @@ def _run(parts: Iterable[Part], text: str, workers: int) -> Iterator[int]:
         return
     with light_pool(workers, _begin, text) as pool:
         running: deque[Future[int]] = deque()
-        try:
-            for part in parts:
-                running.append(pool.submit(_encode_part, part))
-                if len(running) > 2 * workers:
-                    yield running.popleft().result()
-            while running:
+        for part in parts:
+            running.append(pool.submit(_encode_part, part))
+            if len(running) > 2 * workers:
                 yield running.popleft().result()
-        except BrokenProcessPool as error:
-            raise InputError("a worker was killed (memory?): the same command goes on where this one was") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while running:
+            yield running.popleft().result()
 
 
 _tokenizer: Tokenizer

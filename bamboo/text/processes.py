@@ -3,22 +3,38 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import Any
 
+from bamboo.errors import InputError
 
-def light_pool(workers: int, begin: Callable[..., None] | None = None, *args: Any, threads: int = 1) -> Any:
-    """A `ProcessPoolExecutor` of fresh processes: they share no memory, and import only what their work needs.
+
+@contextmanager
+def light_pool(
+    workers: int, begin: Callable[..., None] | None = None, *args: Any, threads: int = 1
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of fresh processes, which share no memory and import only what their work needs.
 
     Args:
         workers: number of processes.
         begin: called once in each, with `args`.
         args: for `begin`.
         threads: of the tokenizers library in each.
+
+    Raises:
+        InputError: if one of them is killed.
     """
-    return ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads, begin, args))
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads, begin, args)) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise InputError("a worker was killed (memory?): the same command goes on where this one was") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _begin(threads: int, begin: Callable[..., None] | None, args: tuple[Any, ...]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from bamboo.files import atomic_write
 
-PARTS = ("training", "data", "analysis", "finetune", "came", "tokenize")
+PARTS = ("training", "data", "analysis", "finetune", "came", "tokenize", "text", "glue")
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
 
 Result = Mapping[str, float]
@@ -73,7 +73,26 @@ def came_lines() -> Iterator[Line]:
         yield Line(f"state of adafactor, {shape} (MB)", peer=f"{shape}_adafactor_state_mb")
 
 
+def text_lines() -> Iterator[Line]:
+    """Real tokens per second of masked language modelling against transformers' recipe, by shape."""
+    for name in ("bert-base", "bamboo-base"):
+        for peer, what, target in (("joined", "texts joined", 1.1), ("lines", "line by line", 1.8)):
+            ours, theirs = f"{name}_tokens_per_s", f"{name}_{peer}_tokens_per_s"
+            yield Line(f"tokens/s, {name}, {what}", f"{name}_over_{peer}", ours, theirs, target)
+
+
+def glue_lines() -> Iterator[Line]:
+    """Examples per second of fine-tuning and evaluation against padding to 128, by task."""
+    for task, title, target in (("cola", "CoLA", 3.0), ("sst2", "SST-2", 3.0), ("qnli", "QNLI", 1.8)):
+        for stage, what in (("train", "training"), ("eval", "evaluation")):
+            ours, peer = f"{task}_ours_{stage}", f"{task}_peer_{stage}"
+            yield Line(f"examples/s, {what}, lengths of {title}", f"{task}_{stage}_ratio", ours, peer, target)
+        yield Line(f"share of padding, {title}", ours=f"{task}_padding")
+
+
 LINES: dict[str, list[Line]] = {
+    "glue": [*glue_lines()],
+    "text": [*text_lines()],
     "training": [*training_lines()],
     "data": [
         Line("images/s", "bamboo_over_pil", "bamboo_images_per_s", "pil_images_per_s", 1.8),

@@ -19,7 +19,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTr
 
 from bamboo.text.data import ShippedEnglish
 from bamboo.text.encoder import build_config, build_model
-from bamboo.text.masking import Vocabulary, mask_tokens, masked_count
+from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import guess
 from bamboo.text.wordpiece import special_ids
 
@@ -89,7 +89,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
     optimizer.zero_grad()
 
 
-def _masked(ids: Tensor, data: ShippedEnglish):  # type: ignore[no-untyped-def]
+def _masked(ids: Tensor, data: ShippedEnglish) -> Masked:
     numbers = special_ids(data.tokenizer)
     special = torch.zeros(data.vocab_size, dtype=torch.bool)
     special[list(numbers.values())] = True

@@ -12,7 +12,9 @@ def test_there_are_as_many_definitions_as_imagenet_has_classes_and_each_has_a_su
     glosses = read_glosses()
     assert len(glosses) == 21_844
     assert {int(gloss.synset[1:3]) for gloss in glosses} == set(range(GlossSubjects.num_classes))
-    assert next(gloss.text for gloss in glosses if gloss.synset == "n02084071").startswith("a member of the genus Canis")
+    assert next(gloss.text for gloss in glosses if gloss.synset == "n02084071").startswith(
+        "a member of the genus Canis"
+    )
 
 
 def test_a_batch_is_padded_and_says_what_is_read():

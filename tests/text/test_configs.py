@@ -17,7 +17,7 @@ NAMED = [name for name, shape in SHAPE_OF.items() if isinstance(shape, str)]
 
 
 def data_options(name, corpus):
-    return [] if "quickstart" in name else [f"--data.init_args.path={corpus}"]
+    return [] if "quickstart" in name else [f"--data.init_args.root={corpus}"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -31,7 +31,7 @@ def test_a_configuration_builds_the_model_that_it_names(name, corpus):
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_configuration_has_the_parameters_of_its_shape(name, corpus):
-    model = parse("--config", str(CONFIGS / name), f"--data.init_args.path={corpus}", "--trainer.accelerator=cpu").model
+    model = parse("--config", str(CONFIGS / name), f"--data.init_args.root={corpus}", "--trainer.accelerator=cpu").model
     blocks = sum(p.numel() for p in blocks_of(model.model).parameters())
     assert blocks == SHAPES[SHAPE_OF[name]].parameters
 
@@ -39,7 +39,7 @@ def test_a_configuration_has_the_parameters_of_its_shape(name, corpus):
 @pytest.mark.parametrize(("one", "other"), [("bamboo_base", "vit_base"), ("bamboo_large", "vit_large")])
 def test_partners_differ_in_the_shape_alone(one, other, corpus):
     runs = [
-        parse("--config", str(CONFIGS / f"pretrain/text_{name}.yaml"), f"--data.init_args.path={corpus}")
+        parse("--config", str(CONFIGS / f"pretrain/text_{name}.yaml"), f"--data.init_args.root={corpus}")
         for name in (one, other)
     ]
     ours, theirs = (dict(run.model.hparams) for run in runs)

@@ -106,7 +106,7 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(text, tmp_path, monkey
     }
     printed = capfd.readouterr()
     assert "tokenizing" in printed.err
-    for word in ("train: ", "val:   ", "tokens per word", "[UNK]", f"--data.init_args.path {tmp_path / 'corpus3'}"):
+    for word in ("train: ", "val:   ", "tokens per word", "[UNK]", f"--data.init_args.root {tmp_path / 'corpus3'}"):
         assert word in printed.out
 
 
@@ -310,7 +310,7 @@ def test_damaged_corpora_are_refused_in_one_line(tokenizer, tmp_path):
         (["empty.txt"], "empty.txt is empty"),
         (["binary.txt"], "binary.txt holds a NUL at byte 1"),
         (["latin.txt"], "latin.txt:1 is not UTF-8"),
-        (["one.jsonl"], "1 documents have tokens: one to train on and one to hold out are needed"),
+        (["one.jsonl"], "the text makes 1 document(s): one to train on and one to hold out are needed"),
         (["good.txt", "--tokenizer", "vocab.txt"], "vocab.txt has no [MASK]"),
         (["good.txt", "--tokenizer", "none"], "none is missing"),
         (["good.txt", "--val-fraction", "0"], "val_fraction must be above 0 and at most 0.5, got 0.0"),

@@ -106,12 +106,12 @@ CORPUS = ["--data=bamboo.text.data.PackedCorpus", "--trainer.max_steps=1"]
 def test_a_packed_corpus_trains(corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--model.init_args.vocab_size=200", "--data.init_args.batch_size=8", "--data.init_args.block_length=32"]
-    assert fit(*CORPUS, f"--data.init_args.path={corpus}", *options, "--model.init_args.within_documents=true") == 0
+    assert fit(*CORPUS, f"--data.init_args.root={corpus}", *options, "--model.init_args.within_documents=true") == 0
 
 
 def test_what_does_not_fit_is_said_in_one_line(corpus, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    path = f"--data.init_args.path={corpus}"
+    path = f"--data.init_args.root={corpus}"
     wrong = {
         "set model.init_args.vocab_size to 93": [*CORPUS, path, "--model.init_args.vocab_size=64"],
         "set model.init_args.positions": [*CORPUS, path, "--data.init_args.block_length=65"],
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_said_in_one_line(corpus, checkpoint, tmp_path, mon
 def test_profile_reads_checkpoints_and_corpora(corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ["--model.init_args.vocab_size=200", "--data.init_args.batch_size=8", "--data.init_args.block_length=32"]
-    assert fit(*CORPUS, f"--data.init_args.path={corpus}", *options) == 0
+    assert fit(*CORPUS, f"--data.init_args.root={corpus}", *options) == 0
     arguments = [str(last(tmp_path)), "--out", "out", "--baseline", "--samples", "12", "--max-length", "32"]
     assert main(["profile", *arguments, "--data", str(corpus)]) == 0
     assert "token similarity" in capsys.readouterr().out

@@ -17,12 +17,12 @@ from torchvision import datasets
 from torchvision.transforms import InterpolationMode, v2
 
 from bamboo.errors import InputError
+from bamboo.sampling import NOTHING, EvalSampler, TrainSampler
 from bamboo.seeds import derive_seed
 from bamboo.vision import folders, images
 from bamboo.vision.data import Digits, ImageData, ImageFolder, TorchvisionData
 from bamboo.vision.folders import Sources, folder_sources
 from bamboo.vision.images import Arrays, EvalImages, TrainImages, Unreadable, evaluation_view, read_image
-from bamboo.sampling import NOTHING, EvalSampler, TrainSampler
 
 
 def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:

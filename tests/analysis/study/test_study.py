@@ -215,6 +215,16 @@ def test_an_axis_is_trained_by_its_values_and_has_lines_of_its_own(tmp_path):
     assert [row["pool"] for row in rows(out / "cells.csv")] == ["token", "avg"] * 2
 
 
+def test_training_can_be_launched_by_a_command(tmp_path):
+    launch = [sys.executable, "-m", "bamboo"]
+    study = tiny(tmp_path, objectives={"supervised": SUPERVISED}, seeds=1, shapes=TINY["shapes"][:1], launch=launch)
+    out = run_here(study, tmp_path / "out")
+    assert [one.state for one in read_results(study, out).outcomes] == ["done"]
+    broken = tiny(tmp_path, objectives={"supervised": SUPERVISED}, seeds=1, launch=["false"])
+    run_here(broken, tmp_path / "broken")
+    assert all("ended with exit code 1" in reason for reason in failures(broken, tmp_path / "broken").values())
+
+
 def test_the_report_holds_its_parts_and_opens_in_a_browser_without_errors(out, tmp_path):
     page = (out / "report.html").read_text()
     for heading in (
@@ -223,7 +233,7 @@ def test_the_report_holds_its_parts_and_opens_in_a_browser_without_errors(out, t
         "Last-layer similarity against depth",
         "Accuracy against depth",
         "Reconstructions of the same images",
-        "Similarity maps of the same images",
+        "Similarity maps of the same image, 1",
         "All cells",
         "Cost against depth",
     ):

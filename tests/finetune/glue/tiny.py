@@ -28,6 +28,7 @@ SIZES = {
     "num_attention_heads": 2,
     "intermediate_size": 128,
     "pad_token_id": 0,
+    "initializer_range": 0.1,
 }
 CONFIGS = {
     "bert": BertConfig(**SIZES, max_position_embeddings=128),

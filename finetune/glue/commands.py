@@ -1,0 +1,200 @@
+"""`bamboo glue` and `bamboo glue-compare`: from an encoder to a table of scores, and from two tables to one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bamboo.errors import InputError
+
+if TYPE_CHECKING:
+    from .cells import Cell, Plan
+    from .recipes import Setting
+    from .tasks import Task
+
+
+def glue(
+    encoder: str,
+    *,
+    data: str,
+    out: Path,
+    tasks: list[str] = ["all"],  # noqa: B006 (never changed)
+    seeds: int = 5,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    search: bool = False,
+    from_mnli: bool = False,
+    max_length: int = 128,
+    dropout: float = 0.1,
+    layer_decay: float = 1.0,
+    precision: Literal["auto", "32", "bf16"] = "auto",
+    workers: int | None = None,
+    samples: int | None = None,
+    submission: Path | None = None,
+) -> None:
+    """Fine-tune a text encoder on the tasks of GLUE under several seeds, and write a table of its scores.
+
+    Each task and seed is kept as soon as it is finished: an interrupted command, typed again, goes on where it was.
+
+    Args:
+        encoder: a checkpoint of this project, a Hugging Face folder, or hf:NAME.
+        data: folder of the GLUE download or of its parquet or JSON-lines forms, or a hub name such as nyu-mll/glue.
+        out: folder for scores.json, scores.csv, scores.md, scores.png and scores.svg, and for what is finished.
+        tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli, or all for the eight without wnli.
+        seeds: number of seeds, 0, 1 and so on; one more can be added later.
+        epochs: passes over the training set, 5 by default.
+        batch_size: texts or pairs of a step, 16 by default.
+        lr: learning rate at the peak, 4e-5 by default, after a warm-up of a tenth and before a cosine to 0.
+        search: choose lr, batch size and epochs for each task on its dev set, over the 18 settings of BERT.
+        from_mnli: start MRPC, STS-B and RTE from the model fine-tuned on MNLI under the same seed.
+        max_length: tokens of a text or pair, special ones included; the rest is cut off.
+        dropout: every dropout probability that the encoder has.
+        layer_decay: learning rate of a layer over that of the layer above, written for 12 layers; 1 for none.
+        precision: fp32, or bf16 autocast; auto is bf16 on a GPU that has it.
+        workers: tasks and seeds at a time; one per GPU by default, one without a GPU.
+        samples: texts of each split at most, evenly spread, for a quick look.
+        submission: folder for submission.zip, the test-set predictions of the seed with the median dev score.
+
+    Raises:
+        InputError: where the encoder, the data or an option cannot be used, in one line.
+    """
+    from .scores import Scores, markdown, write_scores
+    from .sweep import Places, sweep
+    from .tasks import find_tasks
+
+    chosen, setting = find_tasks(tasks), _setting(lr, batch_size, epochs, search)
+    plan = _plan(
+        encoder=encoder,
+        data=data,
+        max_length=max_length,
+        dropout=dropout,
+        layer_decay=layer_decay,
+        precision=precision,
+        samples=samples,
+        from_mnli=from_mnli,
+        test=submission is not None,
+    )
+    _check(chosen, seeds, search, from_mnli)
+    read = {task.name: _read(task, plan) for task in chosen}
+    _check_encoder(plan)
+    sizes = {name: found["train"] for name, found in read.items()}
+    cells, failures = sweep(plan, chosen, range(seeds), out, sizes, setting, Places.found(workers))
+    if not cells:
+        name, reason = next(iter(failures.items()))
+        raise InputError(f"nothing was finished: {name} failed: {reason}")
+    groups = {task: [cell for cell in cells if cell.task == task.name] for task in chosen}
+    scores = Scores(_label(encoder), tuple(_summary(t, c, out, read[t.name]) for t, c in groups.items() if c))
+    paths = write_scores(scores, out)
+    if submission is not None:
+        paths.append(_submit({task: found for task, found in groups.items() if found}, out, submission))
+    print(f"\n{markdown(scores)}\n", *(f"wrote {path}" for path in paths), sep="\n")
+    if failures:
+        names = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise InputError(f"{len(failures)} of the runs failed, and are run again by the same command: {names}")
+
+
+def glue_compare(run_a: Path, run_b: Path, *, out: Path | None = None) -> None:
+    """Set the scores of two encoders side by side: the difference per task, and whether it exceeds the spread.
+
+    Args:
+        run_a: folder of a `bamboo glue`.
+        run_b: another one, on the same data.
+        out: folder for comparison.csv, comparison.md, comparison.png and comparison.svg.
+
+    Raises:
+        InputError: where a folder holds no scores, or the two cannot be compared.
+    """
+    from .comparison import comparison_table, differences, write_comparison
+    from .scores import Scores
+
+    runs = [Scores.read(run) for run in (run_a, run_b)]
+    names = [run_a.resolve().name, run_b.resolve().name]
+    labels = names if names[0] != names[1] else [str(run_a), str(run_b)]
+    print(comparison_table(differences(*runs), labels))
+    for path in write_comparison(runs, labels, out) if out else ():
+        print(f"wrote {path}")
+
+
+def _setting(lr: float | None, batch_size: int | None, epochs: int | None, search: bool) -> "Setting | None":
+    from .recipes import Setting
+
+    told = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
+    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    if search and given:
+        raise InputError(f"with --search, {' and '.join(given)} are chosen for each task: leave them out")
+    return None if search else Setting(**given)
+
+
+def _plan(**options: Any) -> "Plan":
+    from .cells import Plan
+
+    if options["samples"] is not None and options["samples"] < 1:
+        raise InputError(f"samples must be positive, got {options['samples']}")
+    if not 0 < options["layer_decay"] <= 1:
+        raise InputError(f"layer_decay must lie between 0 and 1, got {options['layer_decay']}")
+    return Plan(**options)
+
+
+def _check(tasks: Sequence["Task"], seeds: int, search: bool, from_mnli: bool) -> None:
+    if seeds < 1:
+        raise InputError(f"seeds must be at least 1, got {seeds}")
+    if from_mnli and search:
+        raise InputError("--from-mnli and --search do not go together: which of the searched models to start from?")
+    if from_mnli and "mnli" not in {task.name for task in tasks}:
+        raise InputError("--from-mnli needs mnli among the tasks")
+
+
+def _check_encoder(plan: "Plan") -> None:
+    """Open the encoder once, so that a wrong one shows before anything starts."""
+    from .encoders import longest_text, open_encoder
+
+    model, _, notes = open_encoder(plan.encoder, 2, plan.dropout)
+    longest = longest_text(model.config)
+    if not 4 <= plan.max_length <= (longest or plan.max_length):
+        raise InputError(f"max_length must lie between 4 and the {longest} tokens that the encoder reads")
+    print(f"{plan.encoder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", *notes, sep="\n  ")
+
+
+def _read(task: "Task", plan: "Plan") -> dict[str, Any]:
+    """Sizes and majority baselines of a task. Raises `InputError` for what is missing, before anything starts."""
+    from .data import few
+    from .metrics import majority_baseline
+    from .reading import eval_splits, read_split, test_splits
+
+    train = few(read_split(task, plan.data, "train"), plan.samples)
+    dev = {split: few(read_split(task, plan.data, split), plan.samples) for split in eval_splits(task)}
+    for split in test_splits(task) if plan.test else ():
+        read_split(task, plan.data, split)
+    majority = {split: majority_baseline(task, train.labels or [], found.labels or []) for split, found in dev.items()}
+    sizes = {split: len(found.first) for split, found in dev.items()}
+    return {"train": len(train.first), "dev": sizes, "majority": majority}
+
+
+def _summary(task: "Task", cells: Sequence["Cell"], out: Path, read: dict[str, Any]) -> Any:
+    from .scores import summarise
+
+    return summarise(task, [cell.read(out) for cell in cells], read["majority"], read["train"], read["dev"])
+
+
+def _label(encoder: str) -> str:
+    """A short name: the last part of a path, with the folder that says whose it is where it would say nothing."""
+    path = Path(encoder.removeprefix("hf:"))
+    return f"{path.parent.name}/{path.stem}" if path.stem in ("last", "model", "checkpoint") else path.name
+
+
+def _submit(groups: dict["Task", list["Cell"]], out: Path, folder: Path) -> Path:
+    """Write the predictions of the seed with the median score; of an even number of seeds, the better of the two."""
+    import json
+
+    from .data import AX
+    from .submission import write_submission
+    from .tasks import DIAGNOSTIC
+
+    found: dict[tuple[Task, str], tuple[list[Any], list[Any]]] = {}
+    for task, cells in groups.items():
+        ranked = sorted(cells, key=lambda cell: cell.read(out)["score"] or 0.0)
+        told = json.loads(ranked[len(ranked) // 2].predictions(out).read_text(encoding="utf-8"))
+        for split, each in told.items():
+            key = (DIAGNOSTIC, "test") if split == AX else (task, split)
+            found[key] = (each["ids"], each["predictions"])
+    return write_submission(found, folder)

@@ -1,0 +1,133 @@
+"""The data of one task of GLUE, tokenised once and batched by length."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from bamboo.data import SampledData
+from bamboo.errors import InputError
+from bamboo.sampling import Loader
+
+from .batches import POOL, Batches, EvalBatches, TrainBatches, tokenise
+from .encoders import longest_text, tells_pairs_apart
+from .reading import Examples, eval_splits, read_split, test_splits
+from .tasks import DIAGNOSTIC, find_tasks
+
+AX = "ax"
+"""What the split of the diagnostic sentences is called among MNLI's, whose model predicts them."""
+
+
+class GlueData(SampledData):
+    """One task, tokenised by the encoder of the module that trains on it; batches are those of `Batches`.
+
+    Args:
+        root: the data: the official download, the parquet or JSON-lines forms, or a hub name.
+        task: name of the task.
+        batch_size: texts or pairs per process and step of training.
+        max_length: tokens of a text or pair, special ones included; the rest is cut off.
+        max_tokens: tokens of a batch of validation, padding included.
+        samples: texts to train on, and of each split to evaluate on, at most, evenly spread, for a quick look; test
+            splits are whole.
+        pool: batches that are sorted by length together in training; 0 leaves the order random.
+        seed: of the order.
+
+    Raises:
+        InputError: where one of these cannot be.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        task: str = "cola",
+        batch_size: int = 16,
+        max_length: int = 128,
+        max_tokens: int = 8192,
+        samples: int | None = None,
+        pool: int = POOL,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, 0, seed)
+        (self.task,) = find_tasks([task])
+        self.root, self.samples, self.pool = root, samples, pool
+        self.max_length, self.max_tokens = max_length, max_tokens
+        self.eval_names, self.test_names = eval_splits(self.task), test_splits(self.task)
+        self._read: dict[str, tuple[Batches, list[Any]]] = {}
+        if min(batch_size, max_tokens, samples or 1) < 1 or pool < 0 or max_length < 4:
+            raise InputError(
+                "batch_size, max_tokens and samples must be positive, pool not negative, max_length at least 4, got "
+                f"{batch_size}, {max_tokens}, {samples}, {pool} and {max_length}"
+            )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and tokenise, so that bad input shows before anything starts."""
+        super().setup(stage)
+        self._check_length(self.trainer.lightning_module.model.config)  # type: ignore[union-attr]
+        splits = {"fit": ("train", *self.eval_names), "predict": self.test_names}.get(stage or "", self.eval_names)
+        for split in splits:
+            self.split(split)
+        if stage == "predict" and self.task.name == "mnli" and AX not in self.test_names:
+            with suppress(InputError):  # where it was not downloaded
+                self.split(AX)
+                self.test_names = (*self.test_names, AX)
+
+    def split(self, name: str) -> tuple[Batches, list[Any]]:
+        """The texts of a split, read at the first use, and their ids."""
+        if name not in self._read:
+            module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+            where = (DIAGNOSTIC, self.root, "test") if name == AX else (self.task, self.root, name)
+            found = few(read_split(*where), None if name in self.test_names or name == AX else self.samples)
+            apart, config = tells_pairs_apart(module.model.config), module.model.config
+            tokens = tokenise(module.tokenizer, found.first, found.second, self.max_length, apart)
+            pad = module.tokenizer.pad_token_id
+            batches = Batches(tokens, found.labels, config.pad_token_id or 0 if pad is None else pad)
+            self._read[name] = (batches, found.ids)
+        return self._read[name]
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled batches of texts of like length."""
+        batches, _ = self.split("train")
+        sampler = TrainBatches(batches, self.batch_size, self.seed, *self.processes, pool=self.pool)
+        self._train_loader = Loader(batches, batch_size=None, sampler=sampler, **self.loader_options())
+        if self._restored:
+            self._train_loader.load_state_dict(self._restored)
+        return self._train_loader
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Every text of the splits to evaluate on, once over all processes."""
+        return [self.eval_batches(split) for split in self.eval_names]
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """Every text of the test splits, once over all processes."""
+        return [self.eval_batches(split) for split in self.test_names]
+
+    def eval_batches(self, split: str) -> DataLoader[Any]:
+        """Batches of a split by length, the longest first."""
+        batches, _ = self.split(split)
+        sampler = EvalBatches(batches, self.max_tokens, *self.processes)
+        return DataLoader(batches, batch_size=None, sampler=sampler, **self.loader_options())
+
+    def collate_fn(self) -> Callable[[Any], Any]:
+        """Batches come ready."""
+        return _as_it_is
+
+    def _check_length(self, config: Any) -> None:
+        longest = longest_text(config)
+        if longest is not None and self.max_length > longest:
+            raise InputError(f"max_length {self.max_length} is more than the {longest} tokens that the encoder reads")
+
+
+def few(examples: Examples, samples: int | None) -> Examples:
+    """So many examples at most, evenly spread; all of them for None."""
+    count = len(examples.first)
+    if samples is None or samples >= count:
+        return examples
+    rows = [i * count // samples for i in range(samples)]
+    columns: list[Any] = [part if part is None else [part[row] for row in rows] for part in examples]
+    return Examples(*columns)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

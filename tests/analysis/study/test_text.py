@@ -1,0 +1,36 @@
+"""Text is one more pair of objectives, measured in its own way."""
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from bamboo.analysis.study.claims import judge
+from bamboo.analysis.study.report import write_report
+from bamboo.analysis.study.results import read_results
+from tests.runs import CONFIGS
+
+from .tiny import SHAPES, run_here, tiny
+
+FEW = {"trainer": {"max_steps": 2}}
+OBJECTIVES = {
+    "mlm": {"kind": "masked", "config": str(CONFIGS / "pretrain/text_quickstart.yaml"), "set": FEW},
+    "supervised": {"kind": "supervised", "config": str(CONFIGS / "finetune/scratch_glosses.yaml"), "set": FEW},
+}
+
+
+def test_a_study_of_text_measures_similarity_masked_words_and_accuracy(tmp_path):
+    study = tiny(tmp_path, objectives=OBJECTIVES, shapes=SHAPES[1:], seeds=1)
+    results = read_results(study, run_here(study, tmp_path / "out"))
+    assert [(one.state, one.reason) for one in results.outcomes] == [("done", "")] * 2
+    mlm, supervised = (one.numbers for one in results.done)
+    for numbers in (mlm, supervised):
+        assert -1 <= numbers["similarity"] <= 1
+        assert numbers["similarity"] != numbers["similarity_untrained"]
+        assert numbers["activation_bytes"] > 1e5
+    assert 0 <= mlm["masked_accuracy"] <= 1 < mlm["loss"]
+    assert 0 <= supervised["accuracy"] <= 1
+    assert [one.verdict for one in judge(results)] == ["not enough depths"] * 4
+    write_report(results, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "hidden tokens guessed right" in page
+    assert "Reconstructions" not in page
