@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from bamboo.cli import main
+from tests.finetune.glue.tiny import write_data
 from tests.runs import ROOT, TINY, fit
 from tests.text import runs as text_runs
 
@@ -24,12 +25,20 @@ SMALL_TEXT_RUN = [
     *("--trainer.accumulate_grad_batches", "1", "--trainer.val_check_interval", "2"),
     *("--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0", "--data.init_args.block_length", "32"),
 ]
-REDUCED = {"fit": SMALL_RUN, "validate": SMALL_RUN, "profile": ["--samples", "8", "--batch-size", "4"]}
+REDUCED = {
+    "fit": SMALL_RUN,
+    "validate": SMALL_RUN,
+    "profile": ["--samples", "8", "--batch-size", "4"],
+    "glue": ["--seeds", "1", "--epochs", "1", "--samples", "16"],
+    "scaling": ["--resamples", "20"],
+}
 WORDS = ["it", "was", "a", "fine", "day", "and", "nobody", "thought", "of", "rain", "until", "the", "bell", "rang"]
 
 
 def reduced(verb, rest):
     """What a command of a page is given besides, to run at a reduced size."""
+    if verb == "fit" and "glue/" in " ".join(rest):
+        return [*SMALL_RUN[-8:-4], "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     if verb in ("fit", "validate") and "text_" in " ".join(rest):
         return SMALL_TEXT_RUN
     return REDUCED.get(verb, [])
@@ -55,12 +64,14 @@ def workplace(tmp_path, monkeypatch, image_root):
     for number in range(12):
         words = [WORDS[(number + place * (place % 5 + 1)) % len(WORDS)] for place in range(300)]
         (tmp_path / "text" / f"{number}.txt").write_text(" ".join(words))
-    return {"text": tmp_path / "text"}.get, image_root
+    return {"text": tmp_path / "text", "glue": write_data(tmp_path / "glue")}.get, image_root
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_run(page, workplace):
     place, images = workplace
+    if "runs/text_quickstart" in (ROOT / page).read_text():
+        assert text_runs.fit(*SMALL_TEXT_RUN[len(text_runs.TINY) :]) == 0
     for line in commands(page):
         line = re.sub(r"/path/to/(\w+)", lambda found: str(place(found[1], images)), CLUSTER.sub("", line))
         program, verb, *rest = shlex.split(line, comments=True)

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
-from .spec import Cell, Study, at, axis_key, has_key, merge
+from .configs import at, has_key, merge
+from .spec import Cell, Study, axis_key
 
 RESULT, FAILED = "result.json", "failed.json"
 REPLACED = ("SimilarityMonitor", "ReconstructionPanel", "NeighbourProbe", "FilledSentences", "TQDMProgressBar")
@@ -60,7 +61,11 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, 
     if has_key(base, "trainer.logger.init_args"):
         logs = {"save_dir": str(folder), "name": stage, "version": "logs"}
         parts.append(at("trainer.logger.init_args", logs))
-    kept = [one for one in base["trainer"].get("callbacks") or [] if one["class_path"].split(".")[-1] not in REPLACED]
+    kept = [
+        one
+        for one in base.get("trainer", {}).get("callbacks") or []
+        if one["class_path"].split(".")[-1] not in REPLACED
+    ]
     if stage == "train":
         points = {"points": study.evaluation.points, "samples": study.evaluation.point_samples}
         record = {"class_path": "bamboo.analysis.study.recording.StudyRecord"}

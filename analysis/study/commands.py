@@ -57,6 +57,8 @@ def study(
             raise InputError("a study that was begun cannot be changed: give --config and another --out")
     else:
         found = _read(config, data, axis, seeds, threads, allow_unequal)
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
     found = replace(found, workers=workers or found.workers)
     chosen = None if cell is None else found.cell(cell)
     if list:
@@ -91,12 +93,14 @@ def study_report(studies: list[Path], *, out: Path) -> None:
 def _read(
     path: Path, data: str | None, axis: list[str], seeds: int | None, threads: int | None, allow_unequal: bool
 ) -> "Study":
-    from .spec import add_axes, change_configs, read_study
+    from .axes import add_axes, change_configs
+    from .reading import read_study
 
+    for name, value in {"seeds": seeds, "threads": threads}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
     found = read_study(path, allow_unequal)
     if seeds is not None:
-        if seeds < 1:
-            raise InputError(f"seeds must be at least 1, got {seeds}")
         found = replace(found, seeds=tuple(range(seeds)))
     if data is not None:
         found = change_configs(found, "data.init_args.root", data)
@@ -106,7 +110,7 @@ def _read(
 
 def _count_classes(found: "Study") -> "Study":
     """Fill in `num_classes: null` from the data."""
-    from .spec import change_configs
+    from .axes import change_configs
     from .vision import open_data
 
     for one in found.objectives.values():

@@ -17,8 +17,9 @@ from bamboo.errors import InputError
 from bamboo.finetune.building import SCRATCH
 
 from .cells import run_config
+from .configs import at, merge
 from .results import read_results
-from .spec import Cell, Study, at, merge
+from .spec import Cell, Study
 
 REACHED = 0.35
 """Share of the speed of a large matrix product that training is taken to reach; narrow models reach less."""
@@ -123,16 +124,20 @@ def _samples(data: Any, trainer: dict[str, Any], known: int | None) -> float:
 
 
 def matmul_flops(threads: int, size: int = 1024) -> float:
-    """FLOPs per second of a matrix product on what cells will run on, in the precision that suits it."""
+    """FLOPs per second of a matrix product on what cells will run on, in the precision that suits it.
+
+    On a CPU its own time is counted, not that of the clock, so that what else runs there does not matter.
+    """
     cuda = torch.cuda.is_available()
+    clock = time.perf_counter if cuda else time.process_time
     size = 8 * size if cuda else size
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     matrix = torch.ones(size, size, device="cuda" if cuda else "cpu", dtype=torch.bfloat16 if cuda else torch.float32)
     spent = []
     for _ in range(4):
-        since = time.perf_counter()
+        since = clock()
         _ = (matrix @ matrix).sum().item()
-        spent.append(time.perf_counter() - since)
+        spent.append((clock() - since) / (1 if cuda else threads))
     torch.set_num_threads(before)
     return 2 * size**3 / min(spent)

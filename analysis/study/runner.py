@@ -18,7 +18,8 @@ from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
 from .cells import FAILED, cell_folder, cell_state, run_cell, write_failure
-from .spec import Cell, Study, study_of
+from .reading import study_of
+from .spec import Cell, Study
 
 STUDY = "study.yaml"
 

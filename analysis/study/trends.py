@@ -74,13 +74,14 @@ def _lines(axis: Any, results: Results, name: str, before: str | None = None) ->
 def _limits(axis: Any, name: str, low: float, high: float) -> None:
     """Room for what was measured; an interval that is far wider, as of two seeds, runs out of the picture."""
     if name in SHARES:
-        axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g} %")
     if name == "similarity":
         axis.set_ylim(min(low, 0), 1.02)
         return
     room = 0.6 * (high - low) or 0.1
     bottom, top = axis.get_ylim()
-    axis.set_ylim(max(bottom, low - room), min(top, high + room))
+    ceiling = 1.02 if name in SHARES else math.inf
+    axis.set_ylim(max(bottom, low - room), min(top, high + room, ceiling))
 
 
 def _points(results: Results, series: Series, name: str) -> list[tuple[int, list[float]]]:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from bamboo.analysis.profiles import Comparison
+from bamboo.analysis.study.axes import add_axes
 from bamboo.analysis.study.cells import cell_folder, cell_state, run_config
 from bamboo.analysis.study.report import write_report
 from bamboo.analysis.study.results import NUMBERS, merge_results, read_results, write_tables
 from bamboo.analysis.study.runner import failures, load_stored, run_cells, run_locked, store, waiting
-from bamboo.analysis.study.spec import add_axes
 from bamboo.cli import main
 from bamboo.errors import InputError
 from tests.runs import ROOT, load
@@ -103,10 +103,10 @@ def test_cells_one_by_one_end_in_the_same_tables(out, tmp_path, capsys):
     path = written(tmp_path)
     other = tmp_path / "out"
     words = ["study", "--config", str(path), "--out", str(other)]
-    assert main([*words, "--cell", "5"]) == 0  # in a worker, as on a cluster
+    assert main([*words, "--cell", "1"]) == 0  # in a worker, as on a cluster
     assert main([*words, "--list"]) == 0
-    listed = [line.split() for line in capsys.readouterr().out.splitlines() if " mae-" in line]
-    assert [words[1] for words in listed] == ["waiting", "waiting", "waiting", "done"]
+    listed = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert listed == ["waiting", "done", "waiting", "waiting"]
     study = load_stored(other)
     for cell in reversed(study.cells()):
         run_locked(study, cell, other)
@@ -167,25 +167,25 @@ def test_a_failed_cell_is_reported_does_not_stop_the_others_and_is_tried_again_o
 
 
 def test_parts_of_a_study_are_merged(out, tmp_path, capsys):
-    """As two machines would leave them: each the whole folder of some seeds."""
+    """As two machines would leave them: one objective each."""
     parts = []
-    for seed in (0, 1):
-        part = tmp_path / f"seed{seed}"
-        store(tiny(tmp_path, seeds=[seed]), part)
-        for folder in out.glob(f"cells/*-seed{seed}"):
+    for name, objective in TINY["objectives"].items():
+        part = tmp_path / name
+        store(tiny(tmp_path, objectives={name: objective}), part)
+        for folder in out.glob(f"cells/{name}-*"):
             shutil.copytree(folder, part / "cells" / folder.name)
         parts.append(part)
     assert main(["study-report", *map(str, parts), "--out", str(tmp_path / "merged")]) == 0
     assert tables(tmp_path / "merged") == tables(out)
     assert "supervised similarity rises with depth" in capsys.readouterr().out
-    (clash,) = parts[1].glob("cells/supervised-2x64-seed1/result.json")
-    third = tmp_path / "third"
-    shutil.copytree(parts[1], third)
-    told = json.loads(clash.read_text())
+    other = tmp_path / "other"
+    shutil.copytree(parts[1], other)
+    path = other / "cells" / "supervised-2x64-seed0" / "result.json"
+    told = json.loads(path.read_text())
     told["numbers"]["accuracy"] += 0.1
-    clash.write_text(json.dumps(told))
-    with pytest.raises(InputError, match="cell supervised-2x64-seed1 ended differently: accuracy is"):
-        merge_results([*parts, third])
+    path.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="cell supervised-2x64-seed0 ended differently: accuracy is"):
+        merge_results([*parts, other])
 
 
 def test_different_studies_are_not_merged(tmp_path):

@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
+from bamboo.analysis.study.reading import read_study
 from bamboo.analysis.study.runner import run_locked, store, waiting
-from bamboo.analysis.study.spec import Study, read_study
+from bamboo.analysis.study.spec import Study
 from tests.runs import CONFIGS
 
 SHAPES = [{"depth": 2, "width": 64, "heads": 2}, {"depth": 8, "width": 32, "heads": 1}]
@@ -38,7 +39,7 @@ MAE = {
 TINY: dict[str, Any] = {
     "name": "tiny",
     "shapes": SHAPES,
-    "seeds": 2,
+    "seeds": 1,
     "objectives": {"mae": MAE, "supervised": SUPERVISED},
     "evaluation": {
         "samples": 8,
@@ -51,11 +52,11 @@ TINY: dict[str, Any] = {
 }
 
 
-def written(folder: Path, name: str = "study.yaml", **changes: Any) -> Path:
+def written(folder: Path, **changes: Any) -> Path:
     """The file of a tiny study."""
-    path = folder / name
+    path = folder / "study.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    path.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
     return path
 
 
