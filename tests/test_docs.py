@@ -2,11 +2,13 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from bamboo.cli import main
+from tests.analysis.study.tiny import written
 from tests.finetune.glue.tiny import write_data
 from tests.runs import ROOT, TINY, fit
 from tests.text import runs as text_runs
@@ -44,6 +46,17 @@ def reduced(verb, rest):
     return REDUCED.get(verb, [])
 
 
+def as_small_study(rest):
+    """The words of `bamboo study` with a study of seconds in the place of a shipped one, unless nothing is run."""
+    if "--dry-run" in rest or "--config" not in rest:
+        return rest
+    rest = ["--workers", "1", *rest]
+    if "--data" in rest:
+        del rest[rest.index("--data") : rest.index("--data") + 2]
+    rest[rest.index("--config") + 1] = str(written(Path("small_study"), seeds=1))
+    return rest
+
+
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
@@ -64,6 +77,9 @@ def workplace(tmp_path, monkeypatch, image_root):
     for number in range(12):
         words = [WORDS[(number + place * (place % 5 + 1)) % len(WORDS)] for place in range(300)]
         (tmp_path / "text" / f"{number}.txt").write_text(" ".join(words))
+    runs = ((n, d) for n in (1e6, 2e6, 4e6, 8e6) for d in (1e8, 2e8, 4e8))
+    rows = [f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28}" for n, d in runs]
+    (tmp_path / "runs.csv").write_text("\n".join(["parameters,data,loss", *rows]) + "\n")
     return {"text": tmp_path / "text", "glue": write_data(tmp_path / "glue")}.get, image_root
 
 
@@ -79,6 +95,7 @@ def test_the_commands_of_a_page_run(page, workplace):
             assert f"\n{verb}: " in (ROOT / "Makefile").read_text(), line
             continue
         assert program == "bamboo", line
+        rest = as_small_study(rest) if verb == "study" else rest
         try:
             code = main([verb, *rest, *reduced(verb, rest)])
         except SystemExit as stop:  # --help and --print_config
