@@ -47,7 +47,8 @@ def glue(
         lr: learning rate at the peak, 4e-5 by default, after a warm-up of a tenth and before a cosine to 0.
         search: choose lr, batch size and epochs for each task on its dev set, over the 18 settings of BERT.
         from_mnli: start MRPC, STS-B and RTE from the model fine-tuned on MNLI under the same seed.
-        max_length: tokens of a text or pair, special ones included; the rest is cut off.
+        max_length: tokens of a text or pair, special ones included; the rest is cut off, and what the encoder does not
+            read.
         dropout: every dropout probability that the encoder has.
         layer_decay: learning rate of a layer over that of the layer above, written for 12 layers; 1 for none.
         precision: fp32, or bf16 autocast; auto is bf16 on a GPU that has it.
@@ -150,8 +151,10 @@ def _check_encoder(plan: "Plan") -> None:
 
     model, _, notes = open_encoder(plan.encoder, 2, plan.dropout)
     longest = longest_text(model.config)
-    if not 4 <= plan.max_length <= (longest or plan.max_length):
-        raise InputError(f"max_length must lie between 4 and the {longest} tokens that the encoder reads")
+    if plan.max_length < 4:
+        raise InputError(f"max_length must be at least 4, got {plan.max_length}")
+    if longest is not None and plan.max_length > longest:
+        notes = (*notes, f"texts are cut at {longest} tokens: the encoder reads no more")
     print(f"{plan.encoder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", *notes, sep="\n  ")
 
 

@@ -1,5 +1,6 @@
 """The data of one task of GLUE, tokenised once and batched by length."""
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from .tasks import DIAGNOSTIC, find_tasks
 AX = "ax"
 """What the split of the diagnostic sentences is called among MNLI's, whose model predicts them."""
 
+log = logging.getLogger(__name__)
+
 
 class GlueData(SampledData):
     """One task, tokenised by the encoder of the module that trains on it; batches are those of `Batches`.
@@ -27,7 +30,8 @@ class GlueData(SampledData):
         root: the data: the official download, the parquet or JSON-lines forms, or a hub name.
         task: name of the task.
         batch_size: texts or pairs per process and step of training.
-        max_length: tokens of a text or pair, special ones included; the rest is cut off.
+        max_length: tokens of a text or pair, special ones included; the rest is cut off, and what the encoder does not
+            read.
         max_tokens: tokens of a batch of validation, padding included.
         samples: texts to train on, and of each split to evaluate on, at most, evenly spread, for a quick look; test
             splits are whole.
@@ -64,7 +68,7 @@ class GlueData(SampledData):
     def setup(self, stage: str | None = None) -> None:
         """Read and tokenise, so that bad input shows before anything starts."""
         super().setup(stage)
-        self._check_length(self.trainer.lightning_module.model.config)  # type: ignore[union-attr]
+        self._shorten(self.trainer.lightning_module.model.config)  # type: ignore[union-attr]
         splits = {"fit": ("train", *self.eval_names), "predict": self.test_names}.get(stage or "", self.eval_names)
         for split in splits:
             self.split(split)
@@ -113,10 +117,11 @@ class GlueData(SampledData):
         """Batches come ready."""
         return _as_it_is
 
-    def _check_length(self, config: Any) -> None:
+    def _shorten(self, config: Any) -> None:
         longest = longest_text(config)
         if longest is not None and self.max_length > longest:
-            raise InputError(f"max_length {self.max_length} is more than the {longest} tokens that the encoder reads")
+            log.warning("texts are cut at %d tokens, not %d: the encoder reads no more", longest, self.max_length)
+            self.max_length = longest
 
 
 def few(examples: Examples, samples: int | None) -> Examples:

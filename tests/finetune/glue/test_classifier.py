@@ -312,9 +312,11 @@ def test_what_is_wrong_is_said_in_one_line(encoder, tmp_path, monkeypatch, case)
     assert "\n" not in str(caught.value)
 
 
-def test_texts_longer_than_the_encoder_reads_are_refused(encoder, data):
-    with pytest.raises(InputError, match="max_length 200 is more than the 128 tokens that the encoder reads"):
-        Trainer(**QUIET).validate(GlueClassifier(encoder, "rte"), datamodule=GlueData(data, "rte", max_length=200))
+def test_texts_longer_than_the_encoder_reads_are_cut_there_and_that_is_said(encoder, data, caplog):
+    module = GlueData(data, "rte", max_length=200)
+    Trainer(**QUIET).validate(GlueClassifier(encoder, "rte"), datamodule=module)
+    assert module.max_length == 128
+    assert "cut at 128 tokens, not 200" in caplog.text
 
 
 def test_a_model_for_another_task_than_that_of_the_data_is_refused(encoder, data):
