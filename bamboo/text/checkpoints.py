@@ -34,7 +34,8 @@ def load_text(source: str | Path) -> TextModel:
     """Load a masked language model.
 
     Args:
-        source: a checkpoint of `MLMPretraining`, a Hugging Face folder, or a name on its hub, with or without `hf:`.
+        source: a checkpoint of `MLMPretraining`, or of `TextClassification`, which has an encoder alone; a Hugging Face
+            folder, or a name on its hub, with or without `hf:`.
 
     Raises:
         InputError: one line that names the source and says what is wrong with it.
@@ -91,15 +92,18 @@ def _of_checkpoint(path: str) -> TextModel:
     if config.model_type == "modernbert":
         config.cls_token_id, config.sep_token_id = ids["cls"], ids["sep"]
     model = build_model(config)
-    prefix = "model."
-    weights = {key.removeprefix(prefix): tensor for key, tensor in content["state_dict"].items() if prefix in key}
+    weights = {
+        key.removeprefix("model."): tensor for key, tensor in content["state_dict"].items() if key.startswith("model.")
+    }
+    classifier = "head.weight" in content["state_dict"]
     try:
-        model.load_state_dict(weights)
+        (model.base_model if classifier else model).load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{path} does not fit its own description: {str(error).splitlines()[-1].strip()}") from error
+    notes = ("a classifier: what it would guess for a masked token is drawn at random",) if classifier else ()
     names = {f"{name}_token": f"[{name.upper()}]" for name in ids}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest_sequence(config), **names)
-    return TextModel(model.eval(), fast)
+    return TextModel(model.eval(), fast, notes)
 
 
 def _of_huggingface(name: str) -> TextModel:

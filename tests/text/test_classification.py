@@ -1,8 +1,9 @@
 import torch
 
 from bamboo.cli import main
+from bamboo.text.checkpoints import load_text
 from bamboo.text.glosses import GlossSubjects, read_glosses
-from tests.runs import CONFIGS, scalars
+from tests.runs import CONFIGS, load, scalars
 from tests.text.runs import TINY, last
 
 CONFIG = ["--config", str(CONFIGS / "finetune/scratch_glosses.yaml"), *TINY]
@@ -39,6 +40,20 @@ def test_classification_from_scratch_learns_and_logs(tmp_path, monkeypatch):
         assert losses[-1] < losses[0]
         assert next(iter(scalars(folder, "val/accuracy").values())) > 0.1
         assert scalars(folder, "similarity/layer_02")
+
+
+def test_the_encoder_of_a_classifier_is_loaded_and_profiled(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *CONFIG, "--trainer.max_steps", "1"]) == 0
+    checkpoint = last(tmp_path, "scratch_glosses")
+    model, tokenizer, notes = load_text(checkpoint)
+    weights = load(checkpoint)["state_dict"]
+    assert all(torch.equal(value, weights[f"model.{key}"]) for key, value in model.base_model.state_dict().items())
+    assert len(tokenizer) == 2048
+    assert "drawn at random" in notes[0]
+    (tmp_path / "text.txt").write_text("a large cat with stripes. " * 40)
+    assert main(["profile", str(checkpoint), "--data", "text.txt", "--out", "out", "--max-length", "32"]) == 0
+    assert "drawn at random" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_said_in_one_line(tmp_path, monkeypatch, capsys):
