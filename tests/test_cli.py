@@ -97,7 +97,7 @@ def test_bad_words_get_one_line(capsys, args, parts):
         (["--model.class_path", "bamboo.vision.Foo"], ["bamboo.vision", "Foo"]),
         (["--trainer.max_epochz", "3"], ["max_epochz", "did you mean 'max_epochs'"]),
         (["--trainer.max_epochs", "many"], ["trainer.max_epochs", "int"]),
-        (["--trainer.max_epochs", "-1"], ["max_epochs or trainer.max_steps"]),
+        (["--trainer.max_epochs", "-1"], ["max_epochs, trainer.max_steps or trainer.max_time"]),
         (["--data.init_args.image_size", "64"], ["(1, 64, 64)", "(1, 32, 32)", "image_size"]),
         (["--data.init_args.batch_size", "5000"], ["5000", "1437"]),
         (["--ckpt_path", "last"], ["no run to continue"]),

@@ -160,7 +160,7 @@ def fill(sentence: str, *, model: str, top: int = 5) -> None:
         print(f"[MASK] {number}: " + ", ".join(f"{word} {probability:.1%}" for word, probability in rows))
 
 
-def export(checkpoint: Path, *, out: Path, format: Literal["timm", "hf", "reference"] | None = None) -> None:
+def export(checkpoint: Path, *, out: Path, format: Literal["auto", "timm", "hf", "reference"] = "auto") -> None:
     """Write a checkpoint so that others can load it.
 
     Args:
@@ -168,7 +168,7 @@ def export(checkpoint: Path, *, out: Path, format: Literal["timm", "hf", "refere
         out: folder to write into.
         format: `timm` for the image encoder, or a classifier with its head; `hf` for transformers, a
             ViTMAEForPreTraining, an image classifier, or a masked language model with its tokenizer; `reference` for
-            the MAE release. By default `timm`, and `hf` for text.
+            the MAE release; `auto` is `timm`, and `hf` for text.
     """
     from bamboo.files import is_text_checkpoint, read_file
 
@@ -178,18 +178,19 @@ def export(checkpoint: Path, *, out: Path, format: Literal["timm", "hf", "refere
     from bamboo.checkpoints import export as write
     from bamboo.checkpoints import huggingface_class, timm_call
 
-    paths = write(checkpoint, format or "timm", out)
+    format = "timm" if format == "auto" else format
+    paths = write(checkpoint, format, out)
     print("\n".join(f"wrote {path}" for path in paths))
-    if format in (None, "timm"):
+    if format == "timm":
         print(f"load it, after `import bamboo.vision`, by\n  {timm_call(paths[0])}")
     elif format == "hf":
         print(f'load it by\n  transformers.{huggingface_class(out)}.from_pretrained("{out}")')
 
 
-def _export_text(checkpoint: Path, out: Path, format: str | None) -> None:
+def _export_text(checkpoint: Path, out: Path, format: str) -> None:
     from bamboo.text.checkpoints import export_text
 
-    if format not in (None, "hf"):
+    if format not in ("auto", "hf"):
         raise InputError(f"{checkpoint} is a masked language model, which is exported as hf, not as {format}")
     paths = export_text(checkpoint, out)
     print("\n".join(f"wrote {path}" for path in paths))
