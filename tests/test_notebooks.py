@@ -69,7 +69,7 @@ def test_it_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
         monkeypatch.setenv(variable, str(tmp_path / "jupyter"))
     work = tmp_path / "notebooks"
     work.mkdir()
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(work)}}).execute()
+    NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(work)}}).execute()
     assert not errors(notebook)  # of a magic, too, which the client does not count as one
     assert {path.name for path in work.iterdir()} <= {"runs"}
 
