@@ -97,7 +97,10 @@ def _images(data: str, opened: Opened, samples: int, batch_size: int, num_worker
 
 
 def _texts(data: str, opened: Opened, samples: int, batch_size: int, max_length: int) -> Iterator[Mapping[str, Tensor]]:
-    tokenizer, limit = opened.tokenizer, _longest(opened)
+    from bamboo.text.encoder import longest_sequence
+
+    model: Any = opened.model
+    tokenizer, limit = opened.tokenizer, longest_sequence(model.config)
     if not 2 < max_length <= limit:
         raise InputError(f"max_length must lie between 3 and the {limit} tokens of {opened.label}, got {max_length}")
     if _is_corpus(Path(data)):
@@ -134,12 +137,6 @@ def _blocks(
     numbers = (np.arange(count) * len(blocks) // count).tolist()
     for start in range(0, count, batch_size):
         yield module.collate_fn()([blocks[number] for number in numbers[start : start + batch_size]])
-
-
-def _longest(opened: Opened) -> int:
-    config: Any = opened.model.config
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # where RoBERTa's positions start
-    return int(config.max_position_embeddings) - offset
 
 
 def _pieces(path: Path, count: int, size: int) -> Sequence[str]:

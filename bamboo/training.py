@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bamboo.came import CAME
 from bamboo.errors import InputError
+from bamboo.seeds import derive_seed
 
 Schedule = Literal["cosine", "linear", "trapezoid"]
 
@@ -104,6 +105,14 @@ def scheduled_lr(
     return floor + (peak - floor) * left
 
 
+def check_layer_decay(layer_decay: float, written_for: int) -> None:
+    """Raises `InputError` where `layer_decay` does not lie between 0 and 1, or it is written for no depth."""
+    if not 0 < layer_decay <= 1 or written_for < 1:
+        raise InputError(
+            f"layer_decay must lie between 0 and 1, and the depth be positive: {layer_decay}, {written_for}"
+        )
+
+
 def layer_decay_groups(
     encoder: VisionTransformer, layer_decay: float, weight_decay: float, written_for: int = 12
 ) -> list[dict[str, Any]]:
@@ -123,10 +132,7 @@ def layer_decay_groups(
     Raises:
         InputError: where `layer_decay` does not lie between 0 and 1.
     """
-    if not 0 < layer_decay <= 1 or written_for < 1:
-        raise InputError(
-            f"layer_decay must lie between 0 and 1, and the depth be positive: {layer_decay}, {written_for}"
-        )
+    check_layer_decay(layer_decay, written_for)
     step = written_for / len(encoder.blocks)
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         encoder, weight_decay, encoder.no_weight_decay(), layer_decay=layer_decay**step
@@ -188,6 +194,8 @@ class TrainingModule(LightningModule):
     Args:
         recipe: learning rate, schedule and optimizer.
     """
+
+    seed: int
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -279,6 +287,10 @@ class TrainingModule(LightningModule):
         elapsed, remaining = self._timer.time_elapsed(), self._timer.time_remaining()
         assert remaining is not None
         return max(step / self._steps, self.trainer.strategy.broadcast(elapsed / (elapsed + remaining)))
+
+    def seed_step(self, batch_idx: int) -> None:
+        """Start the random stream of dropout anew, by the module's `seed`: a resumed run draws what it would have."""
+        torch.manual_seed(derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient, at the steps that are logged."""

@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bamboo.errors import InputError
-from bamboo.seeds import derive_seed
 from bamboo.text.encoder import build_config, build_model
 from bamboo.text.glosses import GlossSubjects
 from bamboo.training import Recipe, TrainingModule, plain
@@ -76,7 +74,7 @@ class TextClassification(TrainingModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate, and start dropout's random stream anew: a resumed run draws what it would have."""
         super().on_train_batch_start(batch, batch_idx)
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
+        self.seed_step(batch_idx)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Count right answers; every text counts once."""

@@ -18,7 +18,8 @@ from bamboo.text.mlm import Guesses, documents_of, guess
 from bamboo.text.wordpiece import special_ids
 from bamboo.training import Recipe, TrainingModule, plain
 
-BERT = Recipe(base_lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
+BERT = Recipe(base_lr=1e-4, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, schedule="linear", warmup_share=0.01)
+"""Of Devlin et al. 2019: a warm-up over 1 % of the steps, then a line to zero."""
 
 
 class MLMPretraining(TrainingModule):
@@ -102,7 +103,7 @@ class MLMPretraining(TrainingModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate, and start dropout's random stream anew: a resumed run draws what it would have."""
         super().on_train_batch_start(batch, batch_idx)
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
+        self.seed_step(batch_idx)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Loss and accuracy under masks that are the same in every epoch; every masked token counts once."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
-from bamboo.training import Recipe, TrainingModule
+from bamboo.training import Recipe, TrainingModule, check_layer_decay
 
 from .encoders import load_start, open_encoder
 from .metrics import compute, headline
@@ -108,10 +108,7 @@ class GlueClassifier(TrainingModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate and start the random stream anew, so that a resumed run draws what it would have."""
         super().on_train_batch_start(batch, batch_idx)
-        seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        self.seed_step(batch_idx)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, by layer, and by whether there is weight decay."""
@@ -189,10 +186,7 @@ def layer_groups(
     Raises:
         InputError: where `layer_decay` does not lie between 0 and 1.
     """
-    if not 0 < layer_decay <= 1 or written_for < 1:
-        raise InputError(
-            f"layer_decay must lie between 0 and 1, and the depth be positive: {layer_decay}, {written_for}"
-        )
+    check_layer_decay(layer_decay, written_for)
     depth = 1 + max((int(found[1]) for name, _ in model.named_parameters() if (found := LAYER.search(name))), default=0)
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

@@ -162,11 +162,11 @@ def _read(task: "Task", plan: "Plan") -> dict[str, Any]:
     """Sizes and majority baselines of a task. Raises `InputError` for what is missing, before anything starts."""
     from .data import few
     from .metrics import majority_baseline
-    from .reading import eval_splits, read_split, test_splits
+    from .reading import read_split
 
     train = few(read_split(task, plan.data, "train"), plan.samples)
-    dev = {split: few(read_split(task, plan.data, split), plan.samples) for split in eval_splits(task)}
-    for split in test_splits(task) if plan.test else ():
+    dev = {split: few(read_split(task, plan.data, split), plan.samples) for split in task.eval_splits}
+    for split in task.test_splits if plan.test else ():
         read_split(task, plan.data, split)
     majority = {split: majority_baseline(task, train.labels or [], found.labels or []) for split, found in dev.items()}
     sizes = {split: len(found.first) for split, found in dev.items()}

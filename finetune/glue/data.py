@@ -14,7 +14,7 @@ from bamboo.sampling import Loader
 
 from .batches import POOL, Batches, EvalBatches, TrainBatches, tokenise
 from .encoders import longest_text, tells_pairs_apart
-from .reading import Examples, eval_splits, read_split, test_splits
+from .reading import Examples, read_split
 from .tasks import DIAGNOSTIC, find_tasks
 
 AX = "ax"
@@ -57,7 +57,7 @@ class GlueData(SampledData):
         (self.task,) = find_tasks([task])
         self.root, self.samples, self.pool = root, samples, pool
         self.max_length, self.max_tokens = max_length, max_tokens
-        self.eval_names, self.test_names = eval_splits(self.task), test_splits(self.task)
+        self.eval_names, self.test_names = self.task.eval_splits, self.task.test_splits
         self._read: dict[str, tuple[Batches, list[Any]]] = {}
         if min(batch_size, max_tokens, samples or 1) < 1 or pool < 0 or max_length < 4:
             raise InputError(

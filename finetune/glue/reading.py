@@ -29,16 +29,6 @@ class Examples(NamedTuple):
     ids: list[int | str]
 
 
-def eval_splits(task: Task) -> tuple[str, ...]:
-    """The splits to evaluate on: `dev`, or `dev_matched` and `dev_mismatched`."""
-    return task.eval_splits
-
-
-def test_splits(task: Task) -> tuple[str, ...]:
-    """The splits to predict: `test`, or `test_matched` and `test_mismatched`."""
-    return task.test_splits
-
-
 def read_split(task: Task, data: str | Path, split: str) -> Examples:
     """Read one split of a task, and warn once where its number of rows is not the official one.
 

@@ -10,7 +10,6 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from bamboo.errors import InputError
-from bamboo.finetune.glue import reading
 from bamboo.finetune.glue.reading import Examples, read_split
 from bamboo.finetune.glue.tasks import DIAGNOSTIC, TASKS
 from tests.runs import ROOT
@@ -459,9 +458,9 @@ def test_the_official_number_of_rows_is_not_warned_of(tmp_path, caplog):
 
 
 def test_the_splits_of_a_task_are_listed():
-    assert reading.eval_splits(TASKS["mnli"]) == ("dev_matched", "dev_mismatched")
-    assert reading.test_splits(TASKS["mnli"]) == ("test_matched", "test_mismatched")
-    assert reading.eval_splits(TASKS["cola"]) + reading.test_splits(TASKS["cola"]) == ("dev", "test")
+    assert TASKS["mnli"].eval_splits == ("dev_matched", "dev_mismatched")
+    assert TASKS["mnli"].test_splits == ("test_matched", "test_mismatched")
+    assert TASKS["cola"].eval_splits + TASKS["cola"].test_splits == ("dev", "test")
 
 
 def test_reading_official_files_imports_neither_torch_nor_datasets():
