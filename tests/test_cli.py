@@ -192,12 +192,26 @@ def test_print_config_shows_what_a_run_would_use(capsys):
     assert "image_size: 224" in out
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_cluster_is_a_matter_of_three_options(capsys, strategy):
-    cluster = ["--trainer.devices", "8", "--trainer.num_nodes", "8", "--trainer.strategy", strategy]
+def test_a_cluster_is_a_matter_of_three_options(capsys):
+    cluster = ["--trainer.devices", "8", "--trainer.num_nodes", "8", "--trainer.strategy", "ddp"]
     out = printed_config(capsys, "pretrain/imagenet_bamboo_base.yaml", "--data.init_args.root=x", *cluster)
-    for line in ("devices: '8'", "num_nodes: 8", f"strategy: {strategy}"):
+    for line in ("devices: '8'", "num_nodes: 8", "strategy: ddp"):
         assert line in out
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", "lightning.pytorch.strategies.ModelParallelStrategy"],
+)
+def test_a_strategy_that_cuts_weights_up_is_refused(capsys, tmp_path, monkeypatch, strategy):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(fit("--trainer.strategy", strategy), capsys.readouterr().err, "trainer.strategy", "ddp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_is_no_verb_for_a_test_set_that_nothing_reads(capsys):
+    code, _, err = run(capsys, "test", "--config", str(CONFIGS / "pretrain/quickstart.yaml"))
+    assert_one_line(code, err, "unknown command 'test'")
 
 
 def test_an_interpolated_key_follows_what_the_command_line_says(capsys):

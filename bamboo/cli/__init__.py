@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 TRAINING = {
     "fit": "train by a configuration: bamboo fit --config configs/pretrain/quickstart.yaml",
     "validate": "evaluate a checkpoint by its configuration",
-    "test": "evaluate a checkpoint on the test set",
     "predict": "run a checkpoint over a data set",
 }
 COMMANDS = {

@@ -1,6 +1,7 @@
-"""`bamboo fit|validate|test|predict`: LightningCLI over composed configurations, with one line per mistake."""
+"""`bamboo fit|validate|predict`: LightningCLI over composed configurations, with one line per mistake."""
 
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from bamboo.cli import TRAINING
 from bamboo.cli.compose import compose_arguments
 from bamboo.cli.parse_errors import one_line
 from bamboo.errors import InputError
@@ -18,6 +20,11 @@ from bamboo.saving import Checkpoints
 
 class BambooCLI(LightningCLI):
     """LightningCLI in which `--ckpt_path last` continues the newest run, and a run ends by saying what it wrote."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs, but for `test`: `validate` evaluates whatever is held out."""
+        return {verb: skipped for verb, skipped in LightningCLI.subcommands().items() if verb in TRAINING}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's parser, raising where it would print its usage and exit."""
@@ -34,6 +41,7 @@ class BambooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle what Lightning would leave to the person who types."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        _check_strategy(config.trainer.strategy)
         if config.trainer.enable_progress_bar is False:  # a configured bar would be an error then
             config.trainer.callbacks = [c for c in config.trainer.callbacks if "ProgressBar" not in c.class_path]
         if config.get("ckpt_path") == "last":
@@ -63,6 +71,16 @@ class BambooCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             rows |= callback.summary() if hasattr(callback, "summary") else {}
         print("\n" + "\n".join(f"{name + ':':<40} {value}" for name, value in rows.items() if value))
+
+
+def _check_strategy(strategy: str | Namespace) -> None:
+    """Refuse what cuts weights up or flattens them: weight decay, LARS and CAME go by the shape of a weight."""
+    name = strategy if isinstance(strategy, str) else strategy.class_path
+    if re.search("fsdp|deepspeed|modelparallel", name, re.IGNORECASE):
+        raise InputError(
+            f"trainer.strategy {name} cuts weights into pieces, and weight decay, LARS and CAME need them whole: give "
+            "ddp, under which the largest shape (630 M parameters) fits a GPU"
+        )
 
 
 def _input_error_behind(error: BaseException) -> InputError | None:
