@@ -42,7 +42,7 @@ COMMANDS = {
         "compare shapes, objectives and seeds, and judge the paper's claims",
     ),
     "study-report": ("bamboo.analysis.study.commands:study_report", "merge finished studies into one report"),
-    "scaling": ("bamboo.analysis.scaling.commands:scaling", "fit scaling laws to finished runs"),
+    "scaling": ("bamboo.scaling.commands:scaling", "fit scaling laws to finished runs"),
 }
 
 

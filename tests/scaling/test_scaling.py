@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from bamboo.analysis.scaling import (
+from bamboo.cli import main
+from bamboo.errors import InputError
+from bamboo.scaling import (
     Run,
     best_batch,
     fit_loss,
@@ -18,9 +20,7 @@ from bamboo.analysis.scaling import (
     read_runs,
     tuned,
 )
-from bamboo.analysis.scaling.loss import _objective
-from bamboo.cli import main
-from bamboo.errors import InputError
+from bamboo.scaling.loss import _objective
 from bamboo.shapes import Shape
 from tests.runs import fit as bamboo_fit
 from tests.runs import scalars

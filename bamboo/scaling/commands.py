@@ -20,9 +20,9 @@ def scaling(
     Raises:
         InputError: where no law can be fitted, in one line.
     """
+    from bamboo.analysis.plots import save_figure
     from bamboo.errors import InputError
 
-    from ..plots import save_figure
     from .plots import draw_all
     from .report import analyse
     from .runs import read_runs

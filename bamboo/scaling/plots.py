@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..plots import COLOURS, plain_ticks, style
+from bamboo.analysis.plots import COLOURS, plain_ticks, style
+
 from .batches import BatchLaw
 from .estimates import Array
 from .loss import Holdout, LossFit
