@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torchvision import datasets
 
-from bamboo.cli.compose import compose_arguments
-from bamboo.cli.lightning import BambooCLI
+from bamboo.fit.compose import compose_arguments
+from bamboo.fit.lightning import BambooCLI
 from bamboo.shapes import SHAPES
 from tests.conftest import write_images
 from tests.runs import CONFIGS, fit, load

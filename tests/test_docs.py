@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bamboo.cli import main
-from tests.analysis.study.tiny import written
+from tests.bamboo.study.tiny import written
 from tests.finetune.glue.tiny import write_data
 from tests.runs import ROOT, TINY, fit
 from tests.text import runs as text_runs

@@ -38,10 +38,10 @@ COMMANDS = {
     "glue": ("bamboo.finetune.glue.commands:glue", "fine-tune and score a text encoder on the tasks of GLUE"),
     "glue-compare": ("bamboo.finetune.glue.commands:glue_compare", "set the scores of two encoders side by side"),
     "study": (
-        "bamboo.analysis.study.commands:study",
+        "bamboo.study.commands:study",
         "compare shapes, objectives and seeds, and judge the paper's claims",
     ),
-    "study-report": ("bamboo.analysis.study.commands:study_report", "merge finished studies into one report"),
+    "study-report": ("bamboo.study.commands:study_report", "merge finished studies into one report"),
     "scaling": ("bamboo.scaling.commands:scaling", "fit scaling laws to finished runs"),
 }
 
@@ -78,7 +78,7 @@ def main(args: list[str] | None = None) -> int:
 def _run(args: list[str]) -> None:
     verb, *rest = args
     if verb in TRAINING:
-        from bamboo.cli.lightning import run
+        from bamboo.fit.lightning import run
 
         run(args)
     elif verb in COMMANDS:
@@ -90,7 +90,7 @@ def _run(args: list[str]) -> None:
 def _call(verb: str, args: list[str]) -> None:
     from jsonargparse import ArgumentError
 
-    from bamboo.cli.parse_errors import one_line
+    from bamboo.fit.parse_errors import one_line
 
     module, name = COMMANDS[verb][0].split(":")
     function = getattr(import_module(module), name)

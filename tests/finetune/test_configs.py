@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from bamboo.cli import COMMANDS, TRAINING, main
-from bamboo.cli.compose import compose
+from bamboo.fit.compose import compose
 from bamboo.shapes import SHAPES, default_patch_size
 from tests.finetune.folders import write_classes
 from tests.finetune.runs import last, pretrain, run

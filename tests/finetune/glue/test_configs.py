@@ -6,9 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from bamboo.cli import main
-from bamboo.cli.compose import compose
 from bamboo.finetune.glue.recipes import CLIP, Setting
 from bamboo.finetune.glue.tasks import TASKS
+from bamboo.fit.compose import compose
 from bamboo.training import Recipe
 from tests.runs import CONFIGS, load, scalars
 

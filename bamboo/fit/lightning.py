@@ -11,10 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from bamboo.cli import TRAINING
-from bamboo.cli.compose import compose_arguments
-from bamboo.cli.parse_errors import one_line
 from bamboo.errors import InputError
+from bamboo.fit.compose import compose_arguments
+from bamboo.fit.parse_errors import one_line
 from bamboo.saving import Checkpoints
 
 
@@ -24,7 +23,7 @@ class BambooCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's verbs, but for `test`: `validate` evaluates whatever is held out."""
-        return {verb: skipped for verb, skipped in LightningCLI.subcommands().items() if verb in TRAINING}
+        return {verb: skipped for verb, skipped in LightningCLI.subcommands().items() if verb != "test"}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's parser, raising where it would print its usage and exit."""

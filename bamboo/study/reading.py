@@ -7,11 +7,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bamboo.cli.compose import compose
+from bamboo.analysis.definitions import choose
 from bamboo.errors import InputError, unknown
+from bamboo.fit.compose import compose
 from bamboo.shapes import Shape, find_shape
 
-from ..definitions import choose
 from .configs import merge, select
 from .spec import KINDS, Evaluation, Objective, Study, check
 

@@ -4,9 +4,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from bamboo.analysis.study.claims import judge
-from bamboo.analysis.study.report import write_report
-from bamboo.analysis.study.results import read_results
+from bamboo.study.claims import judge
+from bamboo.study.report import write_report
+from bamboo.study.results import read_results
 from tests.runs import CONFIGS
 
 from .tiny import SHAPES, run_here, tiny

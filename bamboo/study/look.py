@@ -6,18 +6,19 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..plots import COLOURS, MARKS
+from bamboo.analysis.plots import COLOURS, MARKS
+
 from .results import Results, Series
 
 
 def colour(results: Results, series: Series) -> str:
     """The colour of an objective at a setting, the same in every figure."""
-    return COLOURS[results.series.index(series) % len(COLOURS)]
+    return str(COLOURS[results.series.index(series) % len(COLOURS)])
 
 
 def mark(results: Results, series: Series) -> str:
     """Its mark."""
-    return MARKS[results.series.index(series) % len(MARKS)]
+    return str(MARKS[results.series.index(series) % len(MARKS)])
 
 
 def words(results: Results, label: str) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from bamboo.cli.lightning import build
 from bamboo.errors import InputError
 from bamboo.finetune.building import SCRATCH
+from bamboo.fit.lightning import build
 
 from .cells import run_config
 from .configs import at, merge

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bamboo.analysis.study.axes import add_axes
-from bamboo.analysis.study.claims import interval, judge, slope, trends, verdict
-from bamboo.analysis.study.results import Outcome, Results
+from bamboo.study.axes import add_axes
+from bamboo.study.claims import interval, judge, slope, trends, verdict
+from bamboo.study.results import Outcome, Results
 
 from .tiny import SHAPES, tiny
 

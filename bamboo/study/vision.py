@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from bamboo.analysis.maps import similarity_maps
+from bamboo.analysis.model_sources import open_model
+from bamboo.analysis.profiles import Profile, compare
+from bamboo.analysis.profiling import profile
 from bamboo.checkpoints import load_classifier, load_mae, pixel_scale
 from bamboo.files import atomic_write, read_file
 from bamboo.finetune.knn import collect, mean_patch_features, nearest_neighbour_accuracy
@@ -19,10 +23,6 @@ from bamboo.seeds import derive_seed
 from bamboo.vision.data import ImageData
 from bamboo.vision.reconstruction import reconstruct
 
-from ..maps import similarity_maps
-from ..model_sources import open_model
-from ..profiles import Profile, compare
-from ..profiling import profile
 from .cells import checkpoint, write_json
 from .recording import read_record
 from .spec import Cell, Evaluation, Study

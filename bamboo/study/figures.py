@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..figures import Section
+from bamboo.analysis.figures import Section
+
 from .curves import ELSEWHERE, WHOLE, plot_elsewhere, plot_over_depth, plot_training
 from .pictures import plot_maps, plot_reconstructions
 from .results import Results

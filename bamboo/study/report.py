@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from bamboo.analysis.figures import Section
+from bamboo.analysis.plots import save_figure
+from bamboo.analysis.report import CSS, html_figure, html_table
 from bamboo.files import atomic_write
 
-from ..figures import Section
-from ..plots import save_figure
-from ..report import CSS, html_figure, html_table
 from .claims import RULE, Judgement, judge
 from .figures import draw_all
 from .results import NUMBERS, SHARES, Outcome, Results, write_tables

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..plots import style
+from bamboo.analysis.plots import style
+
 from .look import colour, label_ends, words
 from .results import Results, Series
 

@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..monitor import find_encoder
-from ..profiling import profile
+from bamboo.analysis.monitor import find_encoder
+from bamboo.analysis.profiling import profile
 
 TIMED = 5
 """Every so many steps one is timed, the second step of training first."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from bamboo.analysis.study.reading import read_study
-from bamboo.analysis.study.runner import run_locked, store, waiting
-from bamboo.analysis.study.spec import Study
+from bamboo.study.reading import read_study
+from bamboo.study.runner import run_locked, store, waiting
+from bamboo.study.spec import Study
 from tests.runs import CONFIGS
 
 SHAPES = [{"depth": 2, "width": 64, "heads": 2}, {"depth": 8, "width": 32, "heads": 1}]

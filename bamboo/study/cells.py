@@ -68,7 +68,7 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, 
     ]
     if stage == "train":
         points = {"points": study.evaluation.points, "samples": study.evaluation.point_samples}
-        record = {"class_path": "bamboo.analysis.study.recording.StudyRecord"}
+        record = {"class_path": "bamboo.study.recording.StudyRecord"}
         kept.append({**record, "init_args": {"folder": str(folder / stage), **points}})
     parts.append(at("trainer.callbacks", kept))
     return merge(*parts, resolve=True)
@@ -137,7 +137,7 @@ def _fit(study: Study, cell: Cell, folder: Path, stage: str, log: TextIO) -> flo
     if study.launch:
         _launch([*study.launch, *args], log)
     else:
-        from bamboo.cli.lightning import run
+        from bamboo.fit.lightning import run
 
         run(args)
     seconds = time.perf_counter() - since
@@ -187,7 +187,7 @@ def _tidy() -> None:
 def _where() -> dict[str, Any]:
     import torch
 
-    from ..profiling import _versions
+    from bamboo.analysis.profiling import _versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {"device": device, "threads": torch.get_num_threads(), "versions": _versions()}

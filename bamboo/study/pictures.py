@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from ..plots import COLOURS, style
+from bamboo.analysis.plots import COLOURS, style
+
 from .results import Outcome
 
 Drawn = tuple[Outcome, dict[str, NDArray[Any]]]

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bamboo.analysis.profiles import Comparison, Profile
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
-from ..profiles import Comparison, Profile
 from .cells import FAILED, RESULT, cell_folder, cell_state, read_result
 from .runner import load_stored
 from .spec import Cell, Study, check

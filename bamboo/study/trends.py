@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..plots import style
+from bamboo.analysis.plots import style
+
 from .claims import interval
 from .look import colour, label_ends, legend, mark, words
 from .results import NUMBERS, SHARES, Outcome, Results, Series

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bamboo.cli.lightning import build
+from bamboo.analysis.monitor import find_encoder
+from bamboo.analysis.profiles import Profile, compare
+from bamboo.analysis.profiling import profile
 from bamboo.files import read_file
+from bamboo.fit.lightning import build
 
-from ..monitor import find_encoder
-from ..profiles import Profile, compare
-from ..profiling import profile
 from .cells import checkpoint, write_json
 from .recording import read_record
 from .spec import Cell, Evaluation, Study

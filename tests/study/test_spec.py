@@ -2,11 +2,11 @@
 
 import pytest
 
-from bamboo.analysis.study.axes import add_axes
-from bamboo.analysis.study.reading import read_study, study_of
-from bamboo.analysis.study.runner import load_stored, store
 from bamboo.cli import main
 from bamboo.errors import InputError
+from bamboo.study.axes import add_axes
+from bamboo.study.reading import read_study, study_of
+from bamboo.study.runner import load_stored, store
 from tests.conftest import write_images
 from tests.runs import CONFIGS
 
