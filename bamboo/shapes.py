@@ -40,6 +40,12 @@ class Shape:
     def __str__(self) -> str:
         return f"{self.depth}x{self.width}"
 
+    @classmethod
+    def of(cls, depth: int, width: int, heads: int, mlp_width: int) -> "Shape":
+        """A shape by the hidden units of its MLP: `mlp_ratio` is the one that gives exactly as many when rounded."""
+        ratio = mlp_width / width
+        return cls(depth, width, heads, ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf))
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""

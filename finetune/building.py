@@ -5,7 +5,6 @@ from pathlib import Path
 from timm.models.vision_transformer import VisionTransformer
 
 from bamboo.checkpoints import load_encoder, pixel_scale
-from bamboo.checkpoints.sources import ratio
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, find_shape
 from bamboo.vision.encoder import build_encoder
@@ -51,8 +50,8 @@ def make_encoder(
 
 def shape_of(encoder: VisionTransformer) -> Shape:
     """Depth, width, heads and `mlp_ratio` of a timm ViT."""
-    block, width = encoder.blocks[0], encoder.embed_dim
-    return Shape(len(encoder.blocks), width, block.attn.num_heads, ratio(block.mlp.fc1.out_features, width))
+    block = encoder.blocks[0]
+    return Shape.of(len(encoder.blocks), encoder.embed_dim, block.attn.num_heads, block.mlp.fc1.out_features)
 
 
 def patches_of(encoder: VisionTransformer) -> Patches:

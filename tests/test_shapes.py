@@ -70,6 +70,12 @@ def test_half_the_width_and_four_times_the_depth_keeps_the_matrices(wide, deep):
     assert wide.depth * wide.block_matrix == deep.depth * deep.block_matrix
 
 
+def test_a_shape_of_hidden_units_has_exactly_as_many():
+    for width in range(1, 130):
+        for hidden in range(1, 4 * width + 1):
+            assert Shape.of(1, width, 1, hidden).mlp_width == hidden
+
+
 def test_the_deeper_partner_of_vit_base_is_bamboo_base():
     assert SHAPES["vit-base"].deeper() == SHAPES["bamboo-base"]
 

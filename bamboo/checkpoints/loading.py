@@ -1,8 +1,8 @@
-"""Reading models: any source becomes a timm encoder, with a report, or a masked autoencoder."""
+"""Models of any source: a timm encoder with a report, a masked autoencoder, or a classifier."""
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,18 @@ import timm
 import torch
 from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from bamboo.checkpoints.sources import DEFAULTS, Weights, image_side, open_source
+from bamboo.checkpoints.key_maps import Tensors
+from bamboo.checkpoints.reading import DEFAULTS, Checkpoint, Head, ImageSize, image_size_of, read_source
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, find_shape
 from bamboo.vision.encoder import build_encoder
+from bamboo.vision.heads import plain_head
 from bamboo.vision.mae import MaskedAutoencoder, build_mae
 from bamboo.vision.pixels import PixelScale
 
-ImageSize = int | tuple[int, int]
-
-# Why a weight of the source has no place in an encoder, by the first pattern that its name (ours) matches.
+# Why a weight of the source has no place in an encoder, by the first pattern that its name matches.
 _REASONS = [
     (r"decoder\.", "decoder weights, which an encoder does not need"),
     (r"encoder\.mask_token$", "the mask token, which an encoder does not need"),
@@ -66,35 +66,40 @@ def load_encoder(
 ) -> tuple[VisionTransformer, Report]:
     """A pretrained encoder without a head, in evaluation mode, and a report on every key that did not match.
 
-    Positions stay frozen where they are the fixed sin-cos table, and can be trained where they were learned.
+    Positions stay frozen where they are the fixed sin-cos table, and can be trained where they were learned. Where the
+    source says how pixels are standardised, the `pretrained_cfg` of the encoder does too, as in timm.
 
     Args:
-        source: a Bamboo checkpoint, `timm:NAME`, `timm:NAME@FILE`, a file in the layout of timm or of the reference MAE
-            release, a Hugging Face ViT or ViTMAE folder, or `hf:NAME` of the hub.
+        source: any model of images of which `bamboo.checkpoints.sources` knows.
         image_size: positions are resampled on their 2-D grid to this size; by default as in the source.
         in_chans: the patch projection is adapted to this number of channels; by default as in the source.
 
     Raises:
         InputError: where the source cannot be read, or a weight of the encoder is missing or of another shape.
     """
-    weights = open_source(source, image_size)
-    own = {key.removeprefix("encoder."): tensor for key, tensor in weights.ours.items() if key.startswith("encoder.")}
-    notes = [*weights.notes, *_use_fc_norm(own)]
+    checkpoint = read_source(source, image_size)
+    tensors = _part(checkpoint, "encoder.")
+    notes = [*checkpoint.notes, *_use_fc_norm(tensors)]
     if in_chans:
-        notes += _adapt_channels(own, in_chans)
-    encoder = _timm_encoder(weights, own, image_size) if weights.timm_name else _plain_encoder(weights, own)
+        notes += _adapt_channels(tensors, in_chans)
+    by_name = bool(checkpoint.architecture)
+    encoder = _timm_vit(checkpoint, tensors, image_size) if by_name else _plain_vit(checkpoint, tensors)
     table = encoder.pos_embed.detach().clone()
-    used = fill(encoder, own, weights)
-    if not weights.timm_name:
+    used = fill(encoder, tensors, checkpoint)
+    if not by_name:
         encoder.pos_embed.requires_grad_(not torch.allclose(encoder.pos_embed, table, atol=1e-4))
+    pixels = {key: checkpoint.arguments[key] for key in ("mean", "std")}
+    if all(pixels.values()):
+        encoder.pretrained_cfg = {**getattr(encoder, "pretrained_cfg", {}), **pixels}
     if image_size:
         notes += _resize(encoder, image_size)
-    used |= {"fc_norm.weight", "fc_norm.bias"} - own.keys()  # taken out of them, if they became the final norm
-    unused = {key: _reason(name) for key, name in weights.names.items() if name.removeprefix("encoder.") not in used}
-    return encoder.eval(), Report(weights.source, weights.kind, len(encoder.state_dict()), tuple(notes), unused)
+    used |= {"fc_norm.weight", "fc_norm.bias"} - tensors.keys()  # taken out of them, if they became the final norm
+    unused = {key: _reason(name) for key, name in checkpoint.names.items() if name.removeprefix("encoder.") not in used}
+    report = Report(checkpoint.source, checkpoint.kind, len(encoder.state_dict()), tuple(notes), unused)
+    return encoder.eval(), report
 
 
-def load_mae(path: str | Path) -> MaskedAutoencoder:
+def load_mae(source: str | Path) -> MaskedAutoencoder:
     """A masked autoencoder in evaluation mode: of a Bamboo checkpoint, a reference MAE file or a Hugging Face ViTMAE.
 
     What the source does not say (in a reference file the mask ratio and the normalisation) is `build_mae`'s default.
@@ -102,7 +107,51 @@ def load_mae(path: str | Path) -> MaskedAutoencoder:
     Raises:
         InputError: where the source cannot be read, has no decoder, or a weight is missing or of another shape.
     """
-    return build_from(open_source(path))
+    return mae_of(read_source(source))
+
+
+def mae_of(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """The masked autoencoder that weights belong to, in evaluation mode. Raises `InputError` as `load_mae` does."""
+    tensors, source = dict(checkpoint.tensors), checkpoint.source
+    if "decoder.embed.weight" not in tensors or not checkpoint.arguments["qkv_bias"]:
+        raise InputError(f"{source} ({checkpoint.kind}) is no masked autoencoder: it has no decoder of ours")
+    try:
+        mae = build_mae(**{key: value for key, value in checkpoint.arguments.items() if key in DEFAULTS})
+    except TypeError as error:
+        raise InputError(f"{source} holds arguments that build no model: {error}") from error
+    positions = tensors.get("decoder.pos_embed", mae.decoder.pos_embed[:, :0])
+    if positions.shape[1] == mae.decoder.pos_embed.shape[1] + 1:  # others give the class token a row, and it is zero
+        if positions[:, 0].any():
+            raise InputError(f"{source}: row 0 of decoder_pos_embed is not zero, which bamboo's decoder lacks")
+        tensors["decoder.pos_embed"] = positions[:, 1:]
+    fill(mae, tensors, checkpoint)
+    return mae.eval()
+
+
+def load_classifier(source: str | Path) -> tuple[VisionTransformer, Head, PixelScale]:
+    """A classifier in evaluation mode, its head, and how its images are standardised.
+
+    A batch norm before the head is folded into it, so that the model is one of timm's.
+
+    Args:
+        source: a checkpoint of `Classifier`, what `bamboo export` wrote of one, or a Hugging Face folder of a
+            `ViTForImageClassification`.
+
+    Raises:
+        InputError: where the source cannot be read or holds no classifier.
+    """
+    checkpoint = read_source(source)
+    if checkpoint.head is None:
+        raise InputError(f"{source} holds no classifier: give a checkpoint of a fine-tuned model")
+    tensors = classifier_tensors(checkpoint)
+    model = _plain_vit(checkpoint, tensors, num_classes=len(checkpoint.head.classes), global_pool=checkpoint.head.pool)
+    fill(model, tensors, checkpoint)
+    return model.eval(), checkpoint.head, checkpoint.scale
+
+
+def classifier_tensors(checkpoint: Checkpoint) -> Tensors:
+    """A classifier's weights under timm's names, with a plain linear head."""
+    return plain_head(_part(checkpoint, "encoder."))
 
 
 def pixel_scale(source: str | Path) -> PixelScale:
@@ -111,113 +160,94 @@ def pixel_scale(source: str | Path) -> PixelScale:
     Raises:
         InputError: where the source cannot be read.
     """
-    return scale_of(open_source(source))
+    return read_source(source).scale
 
 
-def scale_of(weights: Weights) -> PixelScale:
-    """How the images of the model that weights belong to are standardised."""
-    projection = weights.ours.get("encoder.patch_embed.proj.weight")
-    in_chans = weights.arguments.get("in_chans", 3) if projection is None else projection.shape[1]
-    return PixelScale(in_chans, weights.extra.get("mean"), weights.extra.get("std"))
-
-
-def build_from(weights: Weights) -> MaskedAutoencoder:
-    """The masked autoencoder that weights belong to, in evaluation mode. Raises `InputError` as `load_mae` does."""
-    if "decoder.embed.weight" not in weights.ours or not weights.options.get("qkv_bias", True):
-        raise InputError(f"{weights.source} ({weights.kind}) is no masked autoencoder: it has no decoder of ours")
-    try:
-        mae = build_mae(**{key: value for key, value in weights.arguments.items() if key in DEFAULTS})
-    except TypeError as error:
-        raise InputError(f"{weights.source} holds arguments that build no model: {error}") from error
-    ours, positions = dict(weights.ours), weights.ours.get("decoder.pos_embed", mae.decoder.pos_embed[:, :0])
-    if positions.shape[1] == mae.decoder.pos_embed.shape[1] + 1:  # others give the class token a row, and it is zero
-        if positions[:, 0].any():
-            raise InputError(f"{weights.source}: row 0 of decoder_pos_embed is not zero, which bamboo's decoder lacks")
-        ours["decoder.pos_embed"] = positions[:, 1:]
-    fill(mae, ours, weights)
-    return mae.eval()
-
-
-def fill(model: nn.Module, own: dict[str, Tensor], weights: Weights) -> set[str]:
+def fill(model: nn.Module, tensors: Tensors, checkpoint: Checkpoint) -> set[str]:
     """Load every weight of a model, and give it the LayerNorm of the source; the names that were used.
 
     Raises:
         InputError: names the first weight that is missing, of another shape, or of a block that the model lacks.
     """
-    wanted = model.state_dict()
-    _check_extra(own, wanted, weights)
-    for key, tensor in wanted.items():
-        found = tuple(own[key].shape) if key in own else "missing"
-        if found != tuple(tensor.shape):
+    expected = model.state_dict()
+    _check_extra(tensors, expected, checkpoint)
+    for key, tensor in expected.items():
+        shape = tuple(tensors[key].shape) if key in tensors else "missing"
+        if shape != tuple(tensor.shape):
             raise InputError(
-                f"{weights.source} is a checkpoint of another shape: "
-                f"{key} is {found} there, and {tuple(tensor.shape)} in this model"
+                f"{checkpoint.source} is a checkpoint of another shape: "
+                f"{key} is {shape} there, and {tuple(tensor.shape)} in this model"
             )
-    model.load_state_dict({key: own[key] for key in wanted})
+    model.load_state_dict({key: tensors[key] for key in expected})
     for module in model.modules():
-        if weights.eps and isinstance(module, nn.LayerNorm):
-            module.eps = weights.eps
-    return set(wanted)
+        if isinstance(module, nn.LayerNorm):
+            module.eps = checkpoint.arguments["layer_norm_eps"] or module.eps
+    return set(expected)
 
 
-def _check_extra(own: dict[str, Tensor], wanted: dict[str, Tensor], weights: Weights) -> None:
+def _check_extra(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> None:
     """A weight of the trunk that the model lacks would be left out silently, and change every feature."""
     trunk = r"(encoder\.)?(blocks|patch_embed|norm_pre|reg_token|dist_token|cls_token)|decoder\.(blocks|mix)"
-    extra = next((key for key in sorted(own.keys() - wanted.keys()) if re.match(trunk, key)), None)
+    extra = next((key for key in sorted(tensors.keys() - expected.keys()) if re.match(trunk, key)), None)
     if extra:
         raise InputError(
-            f"{weights.source} is a checkpoint of another shape: it has {extra}, and this model has not; "
+            f"{checkpoint.source} is a checkpoint of another shape: it has {extra}, and this model has not; "
             "of an encoder that is no plain ViT give the name, timm:NAME@FILE"
         )
+
+
+def _part(checkpoint: Checkpoint, prefix: str) -> Tensors:
+    return {key.removeprefix(prefix): t for key, t in checkpoint.tensors.items() if key.startswith(prefix)}
 
 
 def _reason(name: str) -> str:
     return next(reason for pattern, reason in _REASONS if re.match(pattern, name))
 
 
-def _plain_encoder(weights: Weights, own: dict[str, Tensor]) -> VisionTransformer:
-    arguments = weights.arguments
-    in_chans = own.get("patch_embed.proj.weight", torch.empty(0, arguments["in_chans"])).shape[1]
-    patches = Patches.of(arguments["image_size"], arguments["patch_size"], in_chans)
-    return build_encoder(find_shape(arguments["shape"]), patches, **weights.options)
+def _plain_vit(checkpoint: Checkpoint, tensors: Tensors, **options: Any) -> VisionTransformer:
+    shape, patches = find_shape(checkpoint.arguments["shape"]), checkpoint.patches
+    if "patch_embed.proj.weight" in tensors:
+        patches = replace(patches, in_chans=tensors["patch_embed.proj.weight"].shape[1])
+    return build_encoder(shape, patches, qkv_bias=checkpoint.arguments["qkv_bias"], **options)
 
 
-def _timm_encoder(weights: Weights, own: dict[str, Tensor], image_size: ImageSize | None) -> VisionTransformer:
-    if "pos_embed" not in own or "patch_embed.proj.weight" not in own:
-        raise InputError(f"{weights.source}: pos_embed or patch_embed.proj.weight is missing: no plain ViT")
-    options: dict[str, Any] = {"fc_norm": False, "global_pool": "token" if "cls_token" in own else "avg"}
-    options["in_chans"] = own["patch_embed.proj.weight"].shape[1]
+def _timm_vit(checkpoint: Checkpoint, tensors: Tensors, image_size: ImageSize | None) -> VisionTransformer:
+    source, name = checkpoint.source, checkpoint.architecture
+    if "pos_embed" not in tensors or "patch_embed.proj.weight" not in tensors:
+        raise InputError(f"{source}: pos_embed or patch_embed.proj.weight is missing: no plain ViT")
+    pool, in_chans = "token" if "cls_token" in tensors else "avg", tensors["patch_embed.proj.weight"].shape[1]
+    plain = {"num_classes": 0, "fc_norm": False, "global_pool": pool, "in_chans": in_chans}
     try:
-        encoder = timm.create_model(weights.timm_name, num_classes=0, **options)
+        encoder = timm.create_model(name, **checkpoint.options | plain)
     except TypeError as error:
-        raise InputError(f"timm:{weights.timm_name} is not a plain ViT: {error}") from error
+        raise InputError(f"timm:{name} is not a plain ViT: {error}") from error
     if not isinstance(encoder, VisionTransformer) or encoder.pos_embed is None:
-        raise InputError(f"timm:{weights.timm_name} is a {type(encoder).__name__}, not a plain ViT with positions")
-    _check_extra(own, encoder.state_dict(), weights)
-    more = own["pos_embed"].shape[1] - encoder.pos_embed.shape[1]
+        raise InputError(f"timm:{name} is a {type(encoder).__name__}, not a plain ViT with positions")
+    _check_extra(tensors, encoder.state_dict(), checkpoint)
+    more = tensors["pos_embed"].shape[1] - encoder.pos_embed.shape[1]
     if more:
         count, patch_size = encoder.patch_embed.num_patches + more, encoder.patch_embed.patch_size[0]
-        size = image_side(weights.source, count, patch_size, image_size)
+        size = image_size_of(source, count, patch_size, image_size)
         encoder.set_input_size(Patches.of(size, patch_size).image_size)
     return encoder
 
 
-def _use_fc_norm(own: dict[str, Tensor]) -> list[str]:
-    if "norm.weight" in own or "fc_norm.weight" not in own:
+def _use_fc_norm(tensors: Tensors) -> list[str]:
+    if "norm.weight" in tensors or "fc_norm.weight" not in tensors:
         return []
     for part in ("weight", "bias"):
-        own[f"norm.{part}"] = own.pop(f"fc_norm.{part}")
+        tensors[f"norm.{part}"] = tensors.pop(f"fc_norm.{part}")
     return ["fc_norm, which followed the pooling, is used as the final norm"]
 
 
-def _adapt_channels(own: dict[str, Tensor], in_chans: int) -> list[str]:
-    weight = own.get("patch_embed.proj.weight")
+def _adapt_channels(tensors: Tensors, in_chans: int) -> list[str]:
+    weight = tensors.get("patch_embed.proj.weight")
     if weight is None or weight.shape[1] == in_chans:
         return []
     if weight.shape[1] == 3:
-        own["patch_embed.proj.weight"] = adapt_input_conv(in_chans, weight)
+        tensors["patch_embed.proj.weight"] = adapt_input_conv(in_chans, weight)
     else:  # timm adapts three channels alone; a grey image keeps its response
-        own["patch_embed.proj.weight"] = weight.sum(dim=1, keepdim=True).repeat(1, in_chans, 1, 1) / in_chans
+        tensors["patch_embed.proj.weight"] = weight.sum(dim=1, keepdim=True).repeat(1, in_chans, 1, 1) / in_chans
     return [f"patch projection adapted from {weight.shape[1]} to {in_chans} channels"]
 
 

@@ -166,25 +166,20 @@ def export(checkpoint: Path, *, out: Path, format: Literal["auto", "timm", "hf",
     Args:
         checkpoint: what to export.
         out: folder to write into.
-        format: `timm` for the image encoder, or a classifier with its head; `hf` for transformers, a
-            ViTMAEForPreTraining, an image classifier, or a masked language model with its tokenizer; `reference` for
-            the MAE release; `auto` is `timm`, and `hf` for text.
+        format: `timm` for the image encoder, or a classifier with its head, which transformers reads too; `hf` for
+            transformers' own ViTMAEForPreTraining, ViTForImageClassification, or a masked language model with its
+            tokenizer; `reference` for the MAE release; `auto` is `timm`, and `hf` for text.
     """
-    from bamboo.files import is_text_checkpoint, read_file
+    from bamboo.checkpoints import export as write
+    from bamboo.checkpoints import find_source, loading_calls
 
-    if checkpoint.is_file() and is_text_checkpoint(read_file(checkpoint)):
+    if find_source(checkpoint).kind == "text":
         _export_text(checkpoint, out, format)
         return
-    from bamboo.checkpoints import export as write
-    from bamboo.checkpoints import huggingface_class, timm_call
-
-    format = "timm" if format == "auto" else format
-    paths = write(checkpoint, format, out)
+    paths = write(checkpoint, "timm" if format == "auto" else format, out)
     print("\n".join(f"wrote {path}" for path in paths))
-    if format == "timm":
-        print(f"load it, after `import bamboo.vision`, by\n  {timm_call(paths[0])}")
-    elif format == "hf":
-        print(f'load it by\n  transformers.{huggingface_class(out)}.from_pretrained("{out}")')
+    if format != "reference":
+        print("\n  ".join(["load it by", *loading_calls(out)]))
 
 
 def _export_text(checkpoint: Path, out: Path, format: str) -> None:

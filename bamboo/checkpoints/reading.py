@@ -1,0 +1,254 @@
+"""Weights of every kind of source, under Bamboo's names and with what the source says of the model."""
+
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from bamboo.checkpoints.key_maps import PREFIXES, Tensors, from_huggingface, from_timm
+from bamboo.checkpoints.sources import Source, find_source, read_folder, read_json
+from bamboo.errors import InputError, unknown
+from bamboo.files import read_file
+from bamboo.shapes import SHAPES, Patches, Shape
+from bamboo.vision.heads import Pool
+from bamboo.vision.mae import build_mae
+from bamboo.vision.pixels import PixelScale
+
+ImageSize = int | tuple[int, int]
+DEFAULTS = {name: option.default for name, option in inspect.signature(build_mae).parameters.items()}
+KNOWN = {**DEFAULTS, "mean": None, "std": None, "layer_norm_eps": None, "qkv_bias": True}
+"""What is kept of a model's description, and what holds where the source says nothing."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands above the encoder of a classifier.
+
+    Args:
+        pool: how tokens become one vector, see `bamboo.vision.heads.attach_head`.
+        classes: their names, in the order of the logits.
+    """
+
+    pool: Pool
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, and what is known of the model that they belong to.
+
+    Args:
+        source: what was asked for.
+        kind: what it turned out to be, for people.
+        tensors: under Bamboo's names.
+        names: Bamboo's name of every key of the file.
+        arguments: what the source says of the model, by the keys of `KNOWN`.
+        architecture: timm's name of an encoder that `arguments` do not describe.
+        options: further arguments of that encoder.
+        head: of a classifier.
+        notes: what was taken for granted.
+    """
+
+    source: str
+    kind: str
+    tensors: Tensors
+    names: dict[str, str]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    architecture: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    head: Head | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def patches(self) -> Patches:
+        """Size, patch size and channels of the images of a plain ViT."""
+        return Patches.of(self.arguments["image_size"], self.arguments["patch_size"], self.arguments["in_chans"])
+
+    @property
+    def scale(self) -> PixelScale:
+        """How the images of the model are standardised: by what the source says, else by `PixelScale`'s defaults."""
+        projection = self.tensors.get("encoder.patch_embed.proj.weight")
+        in_chans = self.arguments["in_chans"] if projection is None else projection.shape[1]
+        mean, std = self.arguments["mean"], self.arguments["std"]
+        return PixelScale(in_chans, mean, std) if mean and std and len(mean) == in_chans else PixelScale(in_chans)
+
+
+def read_source(source: str | Path, image_size: ImageSize | None = None) -> Checkpoint:
+    """Read the weights of an image model. `image_size` helps where a file has a grid that is not square.
+
+    Raises:
+        InputError: one line that names the source and says what is wrong with it.
+    """
+    found = find_source(source)
+    if found.kind == "weights":
+        return _read_weights(found.text, found.content, image_size)
+    if found.kind == "timm":
+        return _read_timm(found)
+    if found.kind == "text":
+        raise InputError(f"{source} is a masked language model: expected a model of images")
+    if found.kind == "transformers":
+        kinds = ("vit", "vit_mae")
+        raise unknown(f"model_type in {found.path}/config.json", str(found.content.get("model_type")), kinds)
+    return _read_vit(found)
+
+
+def _tensors(source: str, content: Mapping[str, Any]) -> Tensors:
+    named = content.get("state_dict", content.get("model", content))
+    tensors = {k: v for k, v in named.items() if isinstance(v, Tensor)} if isinstance(named, Mapping) else {}
+    if not tensors:
+        raise InputError(f"{source} holds no weights: expected tensors by name, or under 'state_dict' or 'model'")
+    return tensors
+
+
+def _read_weights(source: str, content: Mapping[str, Any], image_size: ImageSize | None) -> Checkpoint:
+    in_file = _tensors(source, content)
+    tensors, names = from_timm(in_file)
+    hyperparameters = content.get("hyper_parameters")
+    if isinstance(hyperparameters, Mapping):
+        arguments = {key: hyperparameters.get(key, default) for key, default in KNOWN.items()}
+        kind = "a Bamboo checkpoint" if "state_dict" in content else "weights that Bamboo exported"
+        head = None
+        if "num_classes" in hyperparameters:
+            head = Head(hyperparameters["pool"], tuple(content.get("classes") or hyperparameters["classes"]))
+        return Checkpoint(source, kind, tensors, names, arguments, head=head)
+    arguments, notes = infer_arguments(source, tensors, image_size)
+    kind = "a reference MAE file" if "decoder.embed.weight" in tensors else "a file of timm's layout"
+    return Checkpoint(source, kind, tensors, names, arguments, notes=notes + _note_prefixes(in_file))
+
+
+def _note_prefixes(keys: Mapping[str, Any]) -> tuple[str, ...]:
+    stripped = [prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in keys)]
+    return (f"stripped from the names: {', '.join(stripped)}",) if stripped else ()
+
+
+def infer_arguments(
+    source: str, tensors: Tensors, image_size: ImageSize | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The arguments of `build_mae` that shapes of tensors tell, and notes on those that they do not.
+
+    Heads leave no trace in a tensor: those of the named shape of the same depth and width are taken, else heads of 64;
+    in a decoder heads of 32, the 16 of a 512-wide one.
+    """
+    if "encoder.patch_embed.proj.weight" not in tensors or "encoder.pos_embed" not in tensors:
+        raise InputError(f"{source} holds no vision transformer: patch_embed.proj.weight or pos_embed is missing")
+    width, in_chans, patch_size, _ = tensors["encoder.patch_embed.proj.weight"].shape
+    count = tensors["encoder.pos_embed"].shape[1] - ("encoder.cls_token" in tensors)
+    shape = _infer_shape(source, tensors, "encoder", width)
+    arguments = {**KNOWN, "shape": shape, "patch_size": patch_size, "in_chans": in_chans}
+    arguments["image_size"] = image_size_of(source, count, patch_size, image_size)
+    notes = [f"the file has no head count: {shape.heads} heads of {shape.head_dim} taken"]
+    if "decoder.embed.weight" in tensors:
+        decoder = _infer_shape(source, tensors, "decoder", tensors["decoder.embed.weight"].shape[0])
+        arguments["decoder_shape"] = decoder
+        notes.append(f"{decoder.heads} heads of {decoder.head_dim} taken for the decoder")
+    return arguments, tuple(notes)
+
+
+def _infer_shape(source: str, tensors: Tensors, part: str, width: int) -> Shape:
+    blocks = [re.match(rf"{part}\.blocks\.(\d+)\.", key) for key in tensors]
+    depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
+    hidden = tensors.get(f"{part}.blocks.0.mlp.fc1.weight")
+    if not depth or hidden is None:
+        raise InputError(f"{source} holds no vision transformer: {part}.blocks.0 is missing")
+    head_dim = 64 if part == "encoder" else 32
+    for named in SHAPES.values():
+        if part == "encoder" and (named.depth, named.width, named.mlp_width) == (depth, width, hidden.shape[0]):
+            return named
+    if width % head_dim:
+        raise InputError(f"{source} does not say how many heads its {part} has, and {head_dim} does not divide {width}")
+    return Shape.of(depth, width, width // head_dim, hidden.shape[0])
+
+
+def image_size_of(source: str, count: int, patch_size: int, image_size: ImageSize | None = None) -> ImageSize:
+    """The image size of a number of patches: a square, or `image_size` where that gives as many."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size or (0, 0)
+    if (height // patch_size) * (width // patch_size) == count:
+        return height, width
+    side = math.isqrt(max(count, 0))
+    if not count or side**2 != count:
+        raise InputError(f"{source} has positions for {count} patches, which are no square: give the image_size it had")
+    return side * patch_size
+
+
+def _read_timm(source: Source) -> Checkpoint:
+    """A model of timm: its name, perhaps with a file, or a folder in the layout of its hub."""
+    name, options = source.name, dict[str, Any]()
+    if source.content:  # config.json
+        content = read_folder(source)
+        if "hyper_parameters" in content:
+            return _read_weights(source.text, content, None)
+        name, options = source.content["architecture"], source.content.get("model_args") or {}
+        pixels = source.content.get("pretrained_cfg", {})
+    else:
+        content = read_file(source.path) if source.path else _pretrained(source)
+        pixels = content.get("hyper_parameters") or timm.get_pretrained_cfg(name).to_dict()
+    in_file = _tensors(source.text, content)
+    tensors, names = from_timm(in_file)
+    arguments = {**KNOWN, "mean": pixels.get("mean"), "std": pixels.get("std")}
+    notes = _note_prefixes(in_file)
+    return Checkpoint(source.text, f"timm's {name}", tensors, names, arguments, name, options, notes=notes)
+
+
+def _pretrained(source: Source) -> dict[str, Any]:
+    try:
+        weights: dict[str, Any] = timm.create_model(source.name, pretrained=not source.random).state_dict()
+    except Exception as error:  # no such tag, no network, no weights: each library below raises its own
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise InputError(f"no weights for {source.text} ({reason}): give a file, {source.text}@FILE") from error
+    return weights
+
+
+def _read_vit(source: Source) -> Checkpoint:
+    config = source.content
+    if config.get("hidden_act", "gelu") != "gelu":
+        where = f"{source.path}/config.json"
+        raise InputError(f"{where}: hidden_act {config['hidden_act']!r} is not supported, only 'gelu'")
+    if source.random:
+        raise InputError(f"{source.text}: random weights of a Hugging Face model are for bamboo profile alone")
+    content = read_folder(source)
+    tensors, names = from_huggingface(_tensors(source.text, content))
+    kind = {"vit": "a Hugging Face ViT", "vit_mae": "a Hugging Face ViTMAE"}.get(config["model_type"], "a BEiT")
+    arguments, head = {**KNOWN, **_config_arguments(config), **pixel_statistics(source.path)}, None
+    if any(name.endswith("ForImageClassification") for name in config.get("architectures") or []):
+        labels = config.get("id2label") or {"0": "0", "1": "1"}  # transformers' default is two labels
+        pool: Pool = "avg" if config["model_type"] == "beit" else "token"
+        head = Head(pool, tuple(labels[key] for key in sorted(labels, key=int)))
+    return Checkpoint(source.text, kind, tensors, names, arguments, head=head)
+
+
+def pixel_statistics(folder: Path | None) -> dict[str, Any]:
+    """The mean and standard deviation of pixels, where a Hugging Face folder says them."""
+    path = folder and folder / "preprocessor_config.json"
+    processor = read_json(path) if path and path.is_file() else {}
+    return {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
+
+
+def _config_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `build_mae` in the config of a Hugging Face ViT or ViTMAE, with transformers' own defaults."""
+
+    def shape(prefix: str, depth: int, width: int, heads: int, hidden: int) -> Shape:
+        return Shape.of(
+            config.get(f"{prefix}num_hidden_layers", depth),
+            config.get(f"{prefix}hidden_size", width),
+            config.get(f"{prefix}num_attention_heads", heads),
+            config.get(f"{prefix}intermediate_size", hidden),
+        )
+
+    size, patch_size = config.get("image_size", 224), config.get("patch_size", 16)
+    return {
+        "shape": shape("", 12, 768, 12, 3072),
+        "image_size": size if isinstance(size, int) else tuple(size),
+        "patch_size": patch_size if isinstance(patch_size, int) else patch_size[0],
+        "in_chans": config.get("num_channels", 3),
+        "mask_ratio": config.get("mask_ratio", 0.75),
+        "norm_pix": config.get("norm_pix_loss", False),
+        "decoder_shape": shape("decoder_", 8, 512, 16, 2048),
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
+        "qkv_bias": config.get("qkv_bias", True),
+    }
