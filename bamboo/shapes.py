@@ -69,7 +69,13 @@ class Shape:
 
     def flops(self, tokens: int) -> int:
         """Forward FLOPs of all blocks over one sequence: 2 x weights per token, 4 x width per pair of tokens."""
-        return self.depth * (2 * tokens * self.block_matrix + 4 * tokens**2 * self.width)
+        return self.depth * self.block_flops(tokens, tokens)
+
+    def block_flops(self, tokens: int, queries: int) -> int:
+        """Forward FLOPs of a block that makes keys and values of `tokens`, and all else of `queries` alone."""
+        keys_and_values = 2 * self.width**2
+        per_query = 2 * (self.block_matrix - keys_and_values) + 4 * tokens * self.width
+        return 2 * tokens * keys_and_values + queries * per_query
 
     def deeper(self) -> "Shape":
         """The equal-parameter partner: half the width, four times the depth, heads as wide as before."""
@@ -182,17 +188,24 @@ def decoder_parameters(shape: Shape, encoder: Shape, patches: Patches) -> int:
     return embedding + shape.parameters + 2 * shape.width + (shape.width + 1) * patches.values
 
 
-def decoder_flops(shape: Shape, encoder: Shape, patches: Patches, visible: int, predicted: int) -> int:
-    """Forward FLOPs of the self-attention decoder for one image; its last block computes the predicted alone."""
-    context, tokens = visible + 1, visible + 1 + predicted
-    last_block = (
-        2 * tokens * 2 * shape.width**2  # keys and values of every token
-        + 2 * predicted * (shape.block_matrix - 2 * shape.width**2)
-        + 4 * predicted * tokens * shape.width
-    )
-    earlier_blocks = shape.flops(tokens) // shape.depth * (shape.depth - 1)
+def decoder_flops(
+    shape: Shape, encoder: Shape, patches: Patches, visible: int, predicted: int, cross: bool = False, mix: bool = False
+) -> int:
+    """Forward FLOPs of a decoder for one image.
+
+    In the self-attention decoder the last block computes the predicted patches alone; in the cross-attention one
+    (`cross`) every block does, and with `mix` each reads its own embedded mix of all encoder layers.
+    """
+    context = visible + 1
+    if cross:
+        blocks = shape.depth * shape.block_flops(context, predicted)
+    else:
+        tokens = context + predicted
+        blocks = (shape.depth - 1) * shape.block_flops(tokens, tokens) + shape.block_flops(tokens, predicted)
     embedding, prediction = 2 * context * encoder.width * shape.width, 2 * predicted * shape.width * patches.values
-    return embedding + earlier_blocks + last_block + prediction
+    if mix:
+        embedding = shape.depth * (embedding + 2 * encoder.depth * context * encoder.width)
+    return embedding + blocks + prediction
 
 
 def ladder(

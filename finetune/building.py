@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from bamboo.checkpoints import load_encoder, pixel_scale
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, find_shape
-from bamboo.vision.encoder import build_encoder
+from bamboo.vision.encoder import build_encoder, shape_of
 from bamboo.vision.pixels import PixelScale
 
 SCRATCH = "scratch"
@@ -46,18 +46,6 @@ def make_encoder(
     scale = pixel_scale(source)
     print(report)
     return encoder, scale if scale.mean.numel() == in_chans else PixelScale(in_chans)
-
-
-def shape_of(encoder: VisionTransformer) -> Shape:
-    """Depth, width, heads and `mlp_ratio` of a timm ViT."""
-    block = encoder.blocks[0]
-    return Shape.of(len(encoder.blocks), encoder.embed_dim, block.attn.num_heads, block.mlp.fc1.out_features)
-
-
-def patches_of(encoder: VisionTransformer) -> Patches:
-    """Image size, patch size and channels of a timm ViT."""
-    height, width = encoder.patch_embed.img_size
-    return Patches((height, width), encoder.patch_embed.patch_size[0], encoder.in_chans)
 
 
 def _words(shape: Shape) -> str:

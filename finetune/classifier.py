@@ -18,11 +18,12 @@ from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import Recipe, TrainingModule, layer_decay_groups
+from bamboo.vision.encoder import patches_of, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.images import seed_streams
 from bamboo.vision.pixels import PixelScale
 
-from .building import SCRATCH, ImageSize, make_encoder, patches_of, shape_of
+from .building import SCRATCH, ImageSize, make_encoder
 from .tables import learning_rates
 
 FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))

@@ -139,9 +139,7 @@ def _data(data: str, encoder: "VisionTransformer", batch_size: int, num_workers:
 def _fresh(model: "VisionTransformer", seed: int) -> "VisionTransformer":
     import torch
 
-    from bamboo.vision.encoder import build_encoder
-
-    from .building import patches_of, shape_of
+    from bamboo.vision.encoder import build_encoder, patches_of, shape_of
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

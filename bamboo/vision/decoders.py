@@ -31,6 +31,7 @@ class SelfAttentionDecoder(nn.Module):
 
     def __init__(self, width_in: int, patches: Patches, shape: Shape = DECODER):
         super().__init__()
+        self.shape = shape
         self.embed = nn.Linear(width_in, shape.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.empty(1, patches.count, shape.width))
@@ -71,7 +72,7 @@ class CrossAttentionDecoder(nn.Module):
 
     def __init__(self, width_in: int, patches: Patches, shape: Shape = DECODER, mix_layers: int = 0):
         super().__init__()
-        self.all_layers = mix_layers > 0
+        self.shape, self.all_layers = shape, mix_layers > 0
         self.embed = nn.Linear(width_in, shape.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.empty(1, patches.count, shape.width))

@@ -38,6 +38,18 @@ def build_encoder(shape: Shape, patches: Patches, **kwargs: Any) -> VisionTransf
     return encoder
 
 
+def shape_of(encoder: VisionTransformer) -> Shape:
+    """Depth, width, heads and `mlp_ratio` of a timm ViT."""
+    block = encoder.blocks[0]
+    return Shape.of(len(encoder.blocks), encoder.embed_dim, block.attn.num_heads, block.mlp.fc1.out_features)
+
+
+def patches_of(encoder: VisionTransformer) -> Patches:
+    """Image size, patch size and channels of a timm ViT."""
+    height, width = encoder.patch_embed.img_size
+    return Patches((height, width), encoder.patch_embed.patch_size[0], encoder.patch_embed.proj.in_channels)
+
+
 def init_weights(module: nn.Module) -> None:
     """Initialise one module as in He et al. 2022: Xavier-uniform matrices (a patch projection too), zero biases."""
     if isinstance(module, nn.Linear | nn.Conv2d):

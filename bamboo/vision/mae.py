@@ -8,9 +8,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from bamboo.errors import InputError, unknown
-from bamboo.shapes import DECODER, Patches, Shape, find_shape
+from bamboo.shapes import DECODER, Patches, Shape, decoder_flops, encoder_flops, find_shape
 from bamboo.vision.decoders import CrossAttentionDecoder, SelfAttentionDecoder
-from bamboo.vision.encoder import block_states, build_encoder, check_maskable, embed, gather
+from bamboo.vision.encoder import block_states, build_encoder, check_maskable, embed, gather, patches_of, shape_of
 from bamboo.vision.pixels import patchify
 
 
@@ -105,6 +105,14 @@ class MaskedAutoencoder(nn.Module):
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
         return int(self.encoder.patch_embed.patch_size[0])
+
+    @property
+    def flops(self) -> int:
+        """Forward FLOPs for one image."""
+        encoder, patches = shape_of(self.encoder), patches_of(self.encoder)
+        kind = {"cross": isinstance(self.decoder, CrossAttentionDecoder), "mix": self.decoder.all_layers}
+        decoding = decoder_flops(self.decoder.shape, encoder, patches, self.visible, self.predicted, **kind)
+        return encoder_flops(encoder, patches, self.visible) + decoding
 
     def forward(self, images: Tensor, noise: Tensor) -> MAEOutput:
         """Reconstruct standardised images (B, C, H, W); the lowest values of `noise` (B, N) say what stays visible."""

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
 from bamboo.errors import InputError
@@ -13,8 +16,9 @@ from bamboo.text.encoder import (
     padded_vocabulary,
     prediction_head,
 )
-from bamboo.text.masking import IGNORED, Masked, Vocabulary, mask_tokens
+from bamboo.text.masking import IGNORED, Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import documents_of, guess
+from bamboo.text.pretraining import MLMPretraining
 
 SHAPE = Shape(3, 32, 4)
 ARCHITECTURES = ("bert", "roberta-prelayernorm", "modernbert")
@@ -160,3 +164,14 @@ def test_dropout_is_what_was_asked_for():
 def test_what_cannot_be_is_said_in_one_line(options, message):
     with pytest.raises(InputError, match=message):
         build_config(**{"shape": SHAPE, **options})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_flops_of_a_training_step_are_three_times_those_that_torch_counts(architecture):
+    with torch.device("meta"):
+        module = MLMPretraining(shape=Shape(3, 48, 4), architecture=architecture, vocab_size=120, positions=24)
+        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(block_length=20))
+        places = torch.zeros(1, masked_count(20, module.mask_ratio), dtype=torch.int64)
+        with FlopCounterMode(display=False) as forward:
+            guess(module.model, Masked(torch.zeros(1, 20, dtype=torch.int64), places, places))
+    assert module.flops_per_sample() == pytest.approx(3 * forward.get_total_flops(), rel=0.002)
