@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bamboo.tables import table
+
 
 def learning_rates(groups: Sequence[Mapping[str, Any]], peak: float) -> str:
     """The learning rate of each layer at the peak of the schedule, from the embedding to the head.
@@ -18,4 +20,4 @@ def learning_rates(groups: Sequence[Mapping[str, Any]], peak: float) -> str:
         scales[group["layer"]] = group["lr_scale"]
     rows = [("layer", "parameters", "scale", "learning rate")]
     rows += [(layer, f"{counts[layer]:,}", f"{scale:.3g}", f"{peak * scale:.3g}") for layer, scale in scales.items()]
-    return "\n".join(f"{layer:<12} {count:>12} {scale:>10} {rate:>14}" for layer, count, scale, rate in rows)
+    return table(rows)

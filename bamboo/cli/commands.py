@@ -19,6 +19,7 @@ from bamboo.shapes import (
     ladder,
     levine_optimum,
 )
+from bamboo.tables import table
 
 MASK_RATIO = 0.75
 SOURCES_NOTE = """\
@@ -95,16 +96,6 @@ def _print_ladder(budget: str, steps: Iterable[Shape], patches: Patches) -> None
     print(
         f"\nThe depth-width law of Levine et al. 2020 puts its optimum for {base.parameters / 1e6:.0f} M parameters at "
         f"{depth:.0f} x {width:.0f}.\n" + LEVINE_NOTE
-    )
-
-
-def table(rows: list[list[str]]) -> str:
-    """Columns set under one another, the first to the left and numbers to the right."""
-    first, *others = ([*map(len, column)] for column in zip(*rows, strict=True))
-    widths = [max(column) for column in others]
-    return "\n".join(
-        "  ".join([name.ljust(max(first)), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
-        for name, *cells in rows
     )
 
 

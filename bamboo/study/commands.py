@@ -152,7 +152,7 @@ def _print_cells(found: "Study", out: Path) -> None:
 
 
 def _print_costs(found: "Study", out: Path) -> None:
-    from bamboo.cli.commands import table
+    from bamboo.tables import table
 
     from .estimates import estimates
 

@@ -16,9 +16,9 @@ from bamboo.errors import InputError
 from bamboo.finetune.building import SCRATCH
 from bamboo.fit.lightning import build
 
-from .cells import run_config
 from .configs import at, merge
 from .results import read_results
+from .running import run_config
 from .spec import Cell, Study
 
 REACHED = 0.35

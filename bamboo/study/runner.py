@@ -17,8 +17,9 @@ from tqdm import tqdm
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
-from .cells import FAILED, cell_folder, cell_state, run_cell, write_failure
+from .cells import FAILED, cell_folder, cell_state, write_failure
 from .reading import study_of
+from .running import run_cell
 from .spec import Cell, Study
 
 STUDY = "study.yaml"
