@@ -46,15 +46,6 @@ class Stream:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __reduce__(self) -> Any:  # a map is opened again in another process, where pickle would copy what it maps
-        if isinstance(self.tokens, np.memmap) and isinstance(self.ends, np.memmap):
-            return _map, (self.tokens.filename, self.ends.filename, self.tokens.dtype.name)
-        return Stream, (self.tokens, self.ends)
-
-
-def _map(tokens: Path, ends: Path, kind: str) -> Stream:
-    return Stream(np.memmap(tokens, kind, "r"), np.memmap(ends, np.int64, "r"))
-
 
 @dataclass(frozen=True)
 class Corpus:
@@ -118,7 +109,7 @@ def _open_stream(path: Path, split: str, metadata: Mapping[str, Any]) -> Stream:
         size, expected = file.stat().st_size if file.is_file() else 0, length * np.dtype(each).itemsize
         if size != expected:
             raise InputError(f"{file} has {size:,} bytes, expected {expected:,}: copy or make the corpus again")
-    stream = _map(tokens, ends, kind)
+    stream = Stream(np.memmap(tokens, kind, "r"), np.memmap(ends, np.int64, "r"))
     if stream.ends[-1] != len(stream):
         raise InputError(f"{ends} does not fit {tokens.name}: copy or make the corpus again")
     return stream

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,25 +35,41 @@ class Text(NamedTuple):
 class Blocks(Dataset[Tokens | None]):
     """A token stream (N,) cut into blocks of [CLS], `length` - 2 tokens of the stream, [SEP]; a rest is left out.
 
+    A stream that is mapped from a file goes to worker processes by the file's name, and they map it themselves.
+
     Args:
         stream: token numbers, in memory or on the disk.
         length: tokens of a block.
         tokenizer: whose [CLS] and [SEP] to use.
+        limit: take at most so many blocks, evenly spread over the stream.
     """
 
-    def __init__(self, stream: Tokens, length: int, tokenizer: Tokenizer):
+    def __init__(self, stream: Tokens, length: int, tokenizer: Tokenizer, limit: int | None = None):
         self.stream, self.length = stream, length
         self.ids = special_ids(tokenizer)
+        self.available = len(stream) // (length - 2)
+        self.count = self.available if limit is None else min(limit, self.available)
 
     def __len__(self) -> int:
-        return len(self.stream) // (self.length - 2)
+        return self.count
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not so for a part of a map, which numpy gives the name of the whole file.
+        if isinstance(self.stream, np.memmap) and isinstance(self.stream.base, mmap):
+            return {**self.__dict__, "stream": (self.stream.filename, self.stream.dtype)}
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.stream, tuple):
+            self.stream = np.memmap(*self.stream, mode="r")
 
     def __getitem__(self, key: int | tuple[int, int]) -> Tokens | None:
         """Block `index`, given alone or as `(index, epoch)`; None for `NOTHING`."""
         index = key if isinstance(key, int) else key[0]
         if index == NOTHING:
             return None
-        start = index * (self.length - 2)
+        start = index * self.available // self.count * (self.length - 2)
         block = np.empty(self.length, np.int64)
         block[0], block[-1] = self.ids["cls"], self.ids["sep"]
         block[1:-1] = self.stream[start : start + self.length - 2]
@@ -69,14 +86,25 @@ class TextData(SampledData):
         batch_size: blocks per process and step.
         num_workers: processes that read blocks, per training process.
         seed: seed of the order, and of what is held out.
+        val_blocks: held-out blocks, at most, that each validation reads, always the same and evenly spread; null for
+            all of them.
 
     Raises:
         InputError: where one of these cannot be.
     """
 
-    def __init__(self, block_length: int = 128, batch_size: int = 32, num_workers: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        block_length: int = 128,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_blocks: int | None = 10_000,
+    ):
         super().__init__(batch_size, num_workers, seed)
-        self.block_length = block_length
+        self.block_length, self.val_blocks = block_length, val_blocks
+        if val_blocks is not None and val_blocks < 1:
+            raise InputError(f"val_blocks must be positive, or null for all held-out blocks, got {val_blocks}")
         if block_length < 8 or batch_size < 1 or num_workers < 0:
             raise InputError(
                 "block_length must be at least 8, batch_size positive and num_workers not negative, got "
@@ -121,16 +149,16 @@ class TextData(SampledData):
         return self.train_loader(self.blocks(self.text.train), self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Held-out blocks, each of them once over all processes."""
-        return self.eval_loader(self.blocks(self.text.val))
+        """At most `val_blocks` held-out blocks, each of them once over all processes."""
+        return self.eval_loader(self.blocks(self.text.val, self.val_blocks))
 
     def collate_fn(self) -> Callable[[list[Any]], Any]:
         """`collate` for blocks of this length and tokenizer."""
         return partial(collate, self.block_length, sorted(special_ids(self.tokenizer).values()))
 
-    def blocks(self, stream: Tokens) -> Blocks:
-        """A stream in blocks of this length."""
-        return Blocks(stream, self.block_length, self.tokenizer)
+    def blocks(self, stream: Tokens, limit: int | None = None) -> Blocks:
+        """A stream in blocks of this length; at most `limit` of them, evenly spread."""
+        return Blocks(stream, self.block_length, self.tokenizer, limit)
 
 
 def collate(length: int, special: Sequence[int], blocks: Sequence[Tokens | None]) -> dict[str, Any]:

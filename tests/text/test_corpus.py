@@ -1,6 +1,5 @@
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -262,14 +261,6 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     corpus = Corpus.open(tmp_path / "corpus")
     assert corpus.train.tokens.dtype == np.uint32
     assert corpus.train.tokens[:2].tolist() == [6, 70_004]
-
-
-def test_a_stream_is_mapped_and_pickled_by_its_name(tokenizer, tmp_path):
-    corpus = write_corpus(DOCUMENTS, tokenizer, tmp_path / "corpus")
-    assert isinstance(corpus.train.tokens, np.memmap)
-    data = pickle.dumps(corpus.train)
-    assert len(data) < 1000 < corpus.train.tokens.nbytes
-    assert np.array_equal(pickle.loads(data).tokens, corpus.train.tokens)
 
 
 def test_damaged_corpora_are_refused_in_one_line(tokenizer, tmp_path):

@@ -1,0 +1,49 @@
+"""Blocks of a token stream: what workers get of it, and how many are held out."""
+
+import pickle
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from bamboo.errors import InputError
+from bamboo.sampling import NOTHING, EvalSampler
+from bamboo.text.corpus import Corpus
+from bamboo.text.data import Blocks, PackedCorpus
+
+
+def test_a_mapped_stream_goes_to_a_worker_by_its_name(corpus):
+    opened = Corpus.open(corpus)
+    blocks = Blocks(opened.train.tokens, 16, opened.tokenizer)
+    sent = pickle.dumps(blocks)
+    assert len(sent) < 1000 < blocks.stream.nbytes
+    received = pickle.loads(sent)
+    assert isinstance(received.stream, np.memmap)
+    assert np.array_equal(received.stream, opened.train.tokens)
+    assert received[3].tolist() == blocks[3].tolist()
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_part_of_a_map_and_an_array_go_to_a_worker_as_they_are(corpus, in_memory):
+    opened = Corpus.open(corpus)
+    stream = np.array(opened.train.tokens) if in_memory else opened.train.tokens[100:500]
+    received = pickle.loads(pickle.dumps(Blocks(stream, 16, opened.tokenizer)))
+    assert np.array_equal(received.stream, stream)
+
+
+def blocks_seen(data):
+    return [row[1:-1].tolist() for batch in data.val_dataloader() for row in batch["input_ids"]]
+
+
+def test_validation_reads_a_bounded_evenly_spread_part_each_block_once_over_all_ranks(corpus):
+    whole = blocks_seen(PackedCorpus(str(corpus), block_length=16, batch_size=4, val_blocks=None))
+    assert len(whole) == len(Corpus.open(corpus).val) // 14 > 20
+    data = PackedCorpus(str(corpus), block_length=16, batch_size=4, val_blocks=7)
+    expected = [whole[place * len(whole) // 7] for place in range(7)]
+    assert blocks_seen(data) == blocks_seen(data) == expected
+    blocks = data.blocks(data.text.val, 7)
+    shares = [[i for i in EvalSampler(blocks, 2, 2, rank) if i != NOTHING] for rank in (0, 1)]
+    assert sorted(chain(*shares)) == list(range(7)) == list(range(len(blocks)))
+    assert blocks_seen(PackedCorpus(str(corpus), block_length=16, batch_size=4)) == whole  # fewer than the default
+    with pytest.raises(InputError, match="val_blocks must be positive, or null"):
+        PackedCorpus(str(corpus), val_blocks=0)
