@@ -1,15 +1,20 @@
 """What the data modules of images and of texts share: loaders that deal samples to processes and restart anywhere."""
 
+import platform
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning import LightningDataModule
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
+from bamboo.errors import InputError
 from bamboo.sampling import EvalSampler, Loader, TrainSampler
 from bamboo.seeds import derive_seed
+
+T = TypeVar("T")
 
 
 class SampledData(LightningDataModule):
@@ -78,3 +83,46 @@ class SampledData(LightningDataModule):
             "pin_memory": on_cuda,
             "generator": generator,
         }
+
+
+def from_first_process(read: Callable[[], T]) -> T:
+    """What `read` gives on the first process, sent to the others; all must call this.
+
+    Raises:
+        Exception: on every process, where it is raised on the first, so that none waits for it.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return read()
+    outcome: list[Any] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            outcome = [read()]
+        except InputError as error:
+            outcome = [error]
+        except Exception as error:  # of any kind, which may not survive being sent
+            outcome = [RuntimeError(f"the first process failed: {error!r}").with_traceback(error.__traceback__)]
+    distributed.broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    result: T = outcome[0]
+    return result
+
+
+def check_everywhere(check: Callable[[], object]) -> None:
+    """Call `check` on every process; all must call this.
+
+    Raises:
+        InputError: on every process, where `check` raises it on any, so that none waits for another.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        check()
+        return
+    reasons: list[str | None] = [None] * distributed.get_world_size()
+    try:
+        check()
+        reason = None
+    except InputError as error:
+        reason = f"process {distributed.get_rank()} on {platform.node()}: {error}"
+    distributed.all_gather_object(reasons, reason)
+    if bad := next(filter(None, reasons), None):
+        raise InputError(bad)

@@ -50,8 +50,8 @@ class TrainSampler(DistributedSampler[Any]):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         order = torch.randperm(self.size, generator=generator)
         mine = order[self.rank : len(self) * self.num_replicas : self.num_replicas]
-        for index in mine[self.start * self.batch :].tolist():
-            yield index, epoch
+        for index in mine[self.start * self.batch :].numpy():  # of a list each number would take forty bytes
+            yield int(index), epoch
 
 
 class EvalSampler(DistributedSampler[Any]):

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from bamboo.data import SampledData
+from bamboo.data import SampledData, check_everywhere, from_first_process
 from bamboo.errors import InputError
-from bamboo.sampling import Loader
+from bamboo.sampling import EvalSampler, Loader
 from bamboo.seeds import derive_seed
-from bamboo.vision.folders import Sources, all_images, folder_sources
+from bamboo.vision.folders import Sources, all_images, check_readable, folder_sources
 from bamboo.vision.images import MODES, Arrays, EvalImages, Source, TrainImages, collate
 from bamboo.vision.subsets import few
 
@@ -92,14 +92,19 @@ class ImageData(SampledData):
         return found._replace(train=few(found.train, self.fraction, self.shots, self.seed))
 
     @property
+    def labelled(self) -> Source:
+        """The training images that have labels, if any: those to train on, unless a data set has others."""
+        return self.sources.train
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, 0 where the images have no labels."""
-        return int(self.sources.train.labels.max()) + 1
+        return int(self.labelled.labels.max()) + 1
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes: those of the folders, else numbers."""
-        return self.sources.train.classes or tuple(map(str, range(self.num_classes)))
+        return self.labelled.classes or tuple(map(str, range(self.num_classes)))
 
     def predict_source(self) -> Source:
         """The images that `predict` runs over: those to validate on."""
@@ -124,15 +129,20 @@ class ImageData(SampledData):
         """Whole images of `predict_source`, each of them once over all processes."""
         return self.eval_loader(EvalImages(self.predict_source(), self.size))
 
-    def probe_loaders(self, limit: int | None = None) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        """Whole training and validation images, in order, all of them on every process, for a probe of the features.
+    def probe_loaders(self, limit: int | None = None, shared: bool = False) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Whole labelled training images and validation images, in order, for a probe of the features.
 
         Args:
-            limit: read at most so many of each, evenly spaced.
+            limit: read at most so many of each, evenly spread.
+            shared: deal them to the processes, in place of all of them to every process.
         """
-        train, val = (EvalImages(_spread(source, limit), self.size) for source in self.sources)
-        how = {"batch_size": self.batch_size, **self.loader_options()}
-        return DataLoader(train, **how), DataLoader(val, **how)
+        return self.probe_loader(self.labelled, limit, shared), self.probe_loader(self.sources.val, limit, shared)
+
+    def probe_loader(self, source: Source, limit: int | None = None, shared: bool = False) -> DataLoader[Any]:
+        """Whole images of any source, as `probe_loaders` gives them."""
+        images = EvalImages(_spread(source, limit), self.size)
+        sampler = EvalSampler(images, self.batch_size, *self.processes) if shared else None
+        return DataLoader(images, batch_size=self.batch_size, sampler=sampler, **self.loader_options())
 
     def collate_fn(self) -> Callable[[list[Any]], Any]:
         """Images, labels and the paths of what cannot be read, batched."""
@@ -221,6 +231,12 @@ class ImageFolder(ImageData):
         """The files, with their classes."""
         return folder_sources(self.root, self.in_chans, self.val_fraction, self.seed, self.val_labels)
 
+    def setup(self, stage: str | None = None) -> None:
+        """Find the images: one process walks the folder and the others get its list, and all can read from it."""
+        self.sources = from_first_process(lambda: self.sources)
+        check_everywhere(lambda: check_readable(self.sources.train, self.root))
+        super().setup(stage)
+
     def predict_source(self) -> Source:
         """The images of `predict_root`, or else those to validate on."""
         if self.predict_root is None:
@@ -235,6 +251,7 @@ class TorchvisionData(ImageData):
         name: which of them; Imagenette is the edition whose shorter side has 320 pixels.
         root: the folder that holds it, or will; `~` is expanded.
         download: fetch it where it is missing.
+        unlabelled: train on the 100,000 images of STL10 that have no labels; probes see the 5,000 that have some.
         **kwargs: arguments of `ImageData`.
     """
 
@@ -243,20 +260,29 @@ class TorchvisionData(ImageData):
         name: Literal["CIFAR10", "CIFAR100", "STL10", "Imagenette"],
         root: str,
         download: bool = False,
+        unlabelled: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.data_set, self.root, self.download = name, Path(root).expanduser(), download
+        self.unlabelled = unlabelled
+        if unlabelled and name != "STL10":
+            raise InputError(f"unlabelled: {name} has no images without labels, only STL10 has")
 
     def prepare_data(self) -> None:
         """Download, if asked to."""
         if self.download:
-            self._open(train=True, download=True)
+            self._open("train", download=True)
+
+    @cached_property
+    def labelled(self) -> Source:
+        """The training images that have labels."""
+        return _arrays(self._open("train"), self.in_chans) if self.unlabelled else self.sources.train
 
     def read_sources(self) -> Sources:
         """The images as torchvision splits them."""
         try:
-            train, val = self._open(train=True), self._open(train=False)
+            train, val = self._open("unlabelled" if self.unlabelled else "train"), self._open("val")
         except (RuntimeError, OSError) as error:
             hint = "set download to true to fetch it"
             raise InputError(f"{self.root}: {self.data_set} is not there, or is damaged: {hint}") from error
@@ -264,13 +290,13 @@ class TorchvisionData(ImageData):
             return folder_sources(self.root / "imagenette2-320", self.in_chans)
         return Sources(_arrays(train, self.in_chans), _arrays(val, self.in_chans))
 
-    def _open(self, train: bool, download: bool = False) -> Any:
-        split: dict[str, Any] = {"train": train}
+    def _open(self, split: Literal["train", "val", "unlabelled"], download: bool = False) -> Any:
+        options: dict[str, Any] = {"train": split == "train"}
         if self.data_set == "STL10":
-            split = {"split": "train" if train else "test"}
+            options = {"split": {"train": "train", "val": "test", "unlabelled": "unlabeled"}[split]}
         elif self.data_set == "Imagenette":
-            split = {"split": "train" if train else "val", "size": "320px"}
-        return getattr(datasets, self.data_set)(self.root, download=download, **split)
+            options = {"split": split, "size": "320px"}
+        return getattr(datasets, self.data_set)(self.root, download=download, **options)
 
 
 def _spread(source: Source, limit: int | None) -> Source:
@@ -280,7 +306,7 @@ def _spread(source: Source, limit: int | None) -> Source:
 
 
 def _arrays(dataset: Any, in_chans: int) -> Arrays:
-    images = torch.from_numpy(np.ascontiguousarray(dataset.data))
+    images = torch.from_numpy(dataset.data)  # STL10's is a transposed view of 2.8 GB, which is not copied
     images = images.movedim(-1, 1) if images.shape[-1] == 3 else images  # CIFAR has channels last, STL10 first
     labels: Sequence[int] = dataset.targets if hasattr(dataset, "targets") else dataset.labels
     return Arrays(_with_channels(images, in_chans), np.asarray(labels, np.int64))

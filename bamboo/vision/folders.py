@@ -118,7 +118,7 @@ def _scan_source(root: Path, in_chans: int) -> Files:
     numbers = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else {}
     labels = np.array([numbers.get(folder, -1) for folder in folders], np.int64)
     files = Files(root, np.array([os.fsencode(path) for path in paths]), labels, in_chans, tuple(numbers))
-    _check_readable(files, root)
+    check_readable(files, root)
     return files
 
 
@@ -130,7 +130,8 @@ def _check_filled(root: Path, classes: list[str]) -> None:
         raise InputError(f"{root / empty[0]}: a class folder without images; fill it or remove it")
 
 
-def _check_readable(files: Files, root: Path) -> None:
+def check_readable(files: Source, root: Path) -> None:
+    """Raise `InputError` where none of the images can be read."""
     for index in range(len(files)):
         try:
             files.read(index)

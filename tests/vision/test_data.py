@@ -1,5 +1,6 @@
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -109,6 +110,15 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
     assert first != [index for index, _ in other]
     one.set_epoch(1)
     assert first != [index for index, _ in one]
+
+
+def test_an_epoch_is_dealt_out_without_a_list_of_its_numbers() -> None:
+    sampler = TrainSampler(range(200_000), 10)
+    tracemalloc.start()
+    assert len({index for index, _ in zip(sampler, range(10), strict=False)}) == 10
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200_000  # bytes; torch's are not among them
 
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 4), (2, 3), (2, 2), (2, 1), (3, 5), (16, 4)])
@@ -381,6 +391,16 @@ def test_probe_loaders_are_whole_in_order_and_evenly_thinned() -> None:
     assert torch.equal(next(iter(train))["image"], torch.arange(5).view(5, 1, 1, 1).expand(5, 1, 4, 4).byte())
 
 
+def test_probe_loaders_deal_the_images_to_the_processes_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for rank in (0, 1):
+        monkeypatch.setattr(Numbered, "processes", (2, rank))
+        data = Numbered(24, batch_size=5)
+        assert flat(labels(data.probe_loaders(7)[1])) == [0, 3, 6, 10, 13, 17, 20]
+        seen.append(flat(labels(data.probe_loaders(7, shared=True)[1])))
+    assert seen == [[0, 6, 13, 20], [3, 10, 17]]
+
+
 def write_cifar10(root: Path) -> np.ndarray:
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -411,6 +431,36 @@ def test_imagenette_is_read_from_torchvisions_folders(tmp_path: Path) -> None:
     data = TorchvisionData("Imagenette", str(tmp_path), image_size=16, batch_size=2)
     assert data.num_classes == 2
     assert next(iter(data.train_dataloader()))["image"].shape == (2, 3, 16, 16)
+
+
+def write_stl10(root: Path) -> np.ndarray:
+    """Pixels of STL10's files, which hold an image's columns one after another, in the order that they are seen."""
+    folder = root / "stl10_binary"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 96, 96), np.uint8)
+    for name, part in {"train": pixels[:2], "test": pixels[2:4], "unlabeled": pixels[4:]}.items():
+        part.transpose(0, 1, 3, 2).tofile(folder / f"{name}_X.bin")
+    for name in ("train", "test"):
+        np.array([1, 10], np.uint8).tofile(folder / f"{name}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join(map(str, range(10))))
+    return pixels
+
+
+def test_stl10_trains_on_its_images_without_labels_and_is_probed_on_those_with_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+    pixels = write_stl10(tmp_path)
+    data = TorchvisionData("STL10", str(tmp_path), image_size=96, unlabelled=True)
+    assert torch.equal(data.sources.train.images, torch.from_numpy(pixels[4:]))
+    assert data.sources.train.labels.tolist() == [-1] * 5
+    train, val = (next(iter(loader)) for loader in data.probe_loaders())
+    assert torch.equal(train["image"], torch.from_numpy(pixels[:2]))
+    assert train["label"].tolist() == val["label"].tolist() == [0, 9]
+    assert data.num_classes == 10
+    assert torch.equal(TorchvisionData("STL10", str(tmp_path)).sources.train.images, train["image"])
+    with pytest.raises(InputError, match="unlabelled: CIFAR10 has no images without labels"):
+        TorchvisionData("CIFAR10", str(tmp_path), unlabelled=True)
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "STL10", "Imagenette"])
