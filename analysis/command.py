@@ -32,6 +32,7 @@ def profile_command(
     device: str = "auto",
     precision: Literal["32", "bf16"] = "32",
     num_workers: int = 0,
+    by_line: bool = False,
 ) -> None:
     """Measure how alike the tokens of models grow with depth, and write numbers, figures and a report.
 
@@ -55,6 +56,7 @@ def profile_command(
         device: auto, cpu, cuda, cuda:1 and so on.
         precision: run models in fp32 or under bf16 autocast; measures are always in fp32.
         num_workers: processes that read images.
+        by_line: take each line of text files for a piece of text of its own, such as a sentence.
 
     Raises:
         InputError: where a model or the data cannot be used, in one line.
@@ -70,11 +72,11 @@ def profile_command(
     _check(samples, batch_size, max_length, choose(measures))
     check_data(data)
     place, opened = _device(device), _open(models, image_size, seed, baseline)
-    profiles, maps = [], []
+    profiles, maps, said = [], [], f"{data}, line by line" if by_line else data
     for one in opened:
         print(f"{one.label}: {one.source}", *one.notes, sep="\n  ")
         one.model.to(place)
-        loader = open_data(data, one, samples, batch_size, max_length, num_workers)
+        loader = open_data(data, one, samples, batch_size, max_length, num_workers, by_line)
         found = profile(
             one.model,
             loader,
@@ -87,7 +89,7 @@ def profile_command(
             label=one.label,
             progress=True,
         )
-        profiles.append(found.told(one.notes, one.baseline, source=one.source, data=data))
+        profiles.append(found.told(one.notes, one.baseline, source=one.source, data=said))
         maps += [] if mask_ratio else maps_of(one, data, pictures)
         one.model.cpu()
     comparison = Comparison(tuple(profiles))

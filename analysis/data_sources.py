@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor
 
 from bamboo.errors import InputError, unknown
@@ -20,7 +19,13 @@ CHARACTERS = 8  # per token, at most: enough text to fill a sequence of nearly a
 
 
 def open_data(
-    data: str, opened: Opened, samples: int, batch_size: int = 32, max_length: int = 128, num_workers: int = 0
+    data: str,
+    opened: Opened,
+    samples: int,
+    batch_size: int = 32,
+    max_length: int = 128,
+    num_workers: int = 0,
+    by_line: bool = False,
 ) -> Iterable[Any]:
     """Batches of `data` that fit a model: at most `samples`, evenly spread over all there are.
 
@@ -35,6 +40,7 @@ def open_data(
         batch_size: samples at a time.
         max_length: tokens of a piece of text.
         num_workers: processes that read images.
+        by_line: each line of a text file is a piece of its own, such as a sentence; empty lines are left out.
 
     Raises:
         InputError: where there is no such data, or it is not of the kind that the model reads.
@@ -43,9 +49,13 @@ def open_data(
     wanted: Kind = "images" if opened.size else "texts"
     if not _holds(data, wanted):
         raise InputError(f"{opened.label} reads {wanted}, and {data} holds none")
+    if by_line and (opened.size or _is_corpus(Path(data))):
+        raise InputError(f"--by-line reads the lines of text files, and {data} holds none")
     if opened.size:
         return _images(data, opened, samples, batch_size, num_workers)
-    return _texts(data, opened, samples, batch_size, max_length)
+    if _is_corpus(Path(data)):
+        return _blocks(data, opened, samples, batch_size, max_length)
+    return _texts(data, opened, samples, batch_size, max_length, by_line)
 
 
 def check_data(data: str) -> None:
@@ -83,6 +93,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _images(data: str, opened: Opened, samples: int, batch_size: int, num_workers: int) -> Iterable[Any]:
     from bamboo.vision.data import Digits, ImageData, ImageFolder
+    from bamboo.vision.folders import all_images
 
     assert opened.size is not None
     options: dict[str, Any] = {"image_size": opened.size, "in_chans": opened.in_chans, "batch_size": batch_size}
@@ -91,24 +102,28 @@ def _images(data: str, opened: Opened, samples: int, batch_size: int, num_worker
         module = Digits(**options, num_workers=num_workers)
     else:
         module = ImageFolder(data, **options, num_workers=num_workers)
-    train, held_out = module.probe_loaders(limit=samples)
-    split = data == "digits" or (Path(data).expanduser() / "train").is_dir()
-    return held_out if split else chain(held_out, train)
+    path = Path(data).expanduser()
+    split = data == "digits" or (path / "train").is_dir()
+    return module.probe_loader(module.sources.val if split else all_images(path, opened.in_chans, ()), samples)
 
 
-def _texts(data: str, opened: Opened, samples: int, batch_size: int, max_length: int) -> Iterator[Mapping[str, Tensor]]:
+def _check_length(max_length: int, opened: Opened) -> None:
     from bamboo.text.encoder import longest_sequence
 
     model: Any = opened.model
-    tokenizer, limit = opened.tokenizer, longest_sequence(model.config)
+    limit = longest_sequence(model.config)
     if not 2 < max_length <= limit:
         raise InputError(f"max_length must lie between 3 and the {limit} tokens of {opened.label}, got {max_length}")
-    if _is_corpus(Path(data)):
-        yield from _blocks(data, opened, samples, batch_size, max_length)
-        return
-    pieces = iter(_pieces(Path(data).expanduser(), samples, CHARACTERS * max_length))
+
+
+def _texts(
+    data: str, opened: Opened, samples: int, batch_size: int, max_length: int, by_line: bool
+) -> Iterator[Mapping[str, Tensor]]:
+    _check_length(max_length, opened)
+    path = Path(data).expanduser()
+    pieces = iter(_lines(path, samples) if by_line else _pieces(path, samples, CHARACTERS * max_length))
     while batch := list(islice(pieces, batch_size)):
-        yield tokenizer(
+        yield opened.tokenizer(
             batch,
             truncation=True,
             max_length=max_length,
@@ -128,26 +143,41 @@ def _blocks(
     """Held-out blocks of a packed corpus, evenly spread over it."""
     from bamboo.text.data import PackedCorpus
 
+    _check_length(max_length, opened)
     module = PackedCorpus(root=data, block_length=max_length, batch_size=batch_size)
     if module.tokenizer.get_vocab() != opened.tokenizer.get_vocab():
         raise InputError(f"{data} was made with another tokenizer than that of {opened.label}: give it as text files")
     module.setup()
-    blocks = module.blocks(module.text.val)
-    count = min(samples, len(blocks))
-    numbers = (np.arange(count) * len(blocks) // count).tolist()
-    for start in range(0, count, batch_size):
-        yield module.collate_fn()([blocks[number] for number in numbers[start : start + batch_size]])
+    blocks = module.blocks(module.text.val, samples)
+    for start in range(0, len(blocks), batch_size):
+        yield module.collate_fn()([blocks[i] for i in range(start, min(start + batch_size, len(blocks)))])
 
 
 def _pieces(path: Path, count: int, size: int) -> Sequence[str]:
     """Up to `count` pieces of text of about `size` characters, evenly spread, each from the start of a word."""
+    text = _read_all(path)
+    starts = [place * size for place in _spread(count, max(len(text) // size, 1))]
+    return [_from_word(text[start : start + size], start > 0) for start in starts]
+
+
+def _lines(path: Path, count: int) -> Sequence[str]:
+    """Up to `count` lines that are not empty, evenly spread."""
+    lines = [line for line in _read_all(path).splitlines() if line.strip()]
+    return [lines[place] for place in _spread(count, len(lines))]
+
+
+def _read_all(path: Path) -> str:
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in _files(path) if _is_text(file, path)]
     text = "\n".join(texts)
     if not text.strip():
         raise InputError(f"{path} holds no text")
-    available = max(len(text) // size, 1)
-    starts = np.arange(min(count, available)) * available // min(count, available) * size
-    return [_from_word(text[start : start + size], start > 0) for start in starts.tolist()]
+    return text
+
+
+def _spread(count: int, available: int) -> list[int]:
+    """`count` numbers below `available`, evenly spread; all of them where there are fewer."""
+    count = min(count, available)
+    return [place * available // count for place in range(count)]
 
 
 def _is_text(file: Path, path: Path) -> bool:

@@ -64,8 +64,8 @@ def read_batch(batch: Any) -> Batch:
     if isinstance(batch, Mapping):
         if "input_ids" in batch:
             read = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-            special = batch.get("special_tokens_mask", torch.zeros_like(batch["input_ids"])).bool() & read
-            return Batch(ids=batch["input_ids"], read=read, special=special)
+            special = batch.get("special_tokens_mask")
+            return Batch(ids=batch["input_ids"], read=read, special=None if special is None else special.bool() & read)
         images = batch.get("image", batch.get("pixel_values"))
         skipped = tuple(map(str, batch.get("skipped", ())))
     else:
@@ -109,11 +109,15 @@ class Feeder:
         every = self.tokens == "all"
         if batch.images is None:
             assert batch.read is not None
-            assert batch.special is not None
-            has_class = bool(batch.special[:, 0].all()) and not every
-            return Layout(
-                mask=batch.read if every else batch.read & ~batch.special, read=batch.read, has_class=has_class
-            )
+            if every:
+                return Layout(mask=batch.read, read=batch.read, has_class=False)
+            if batch.special is None:
+                raise InputError(
+                    "a batch of texts has no special_tokens_mask, so [CLS] and [SEP] would count as words: tokenise "
+                    "with return_special_tokens_mask=True, or count them by tokens='all'"
+                )
+            has_class = bool(batch.special[:, 0].all())
+            return Layout(mask=batch.read & ~batch.special, read=batch.read, has_class=has_class)
         if every:
             return Layout(in_order=False)
         has_class, registers = self.prefix

@@ -119,6 +119,16 @@ def test_photos_of_a_plain_folder_are_all_read(photos: Path, tmp_path: Path):
     assert (tmp_path / "maps_1.png").is_file()
 
 
+def test_images_of_a_plain_folder_are_spread_evenly_over_its_classes(checkpoint: Path, tmp_path: Path):
+    for label in range(10):
+        (tmp_path / f"class{label}").mkdir()
+        for i in range(40):
+            Image.new("L", (16, 16), 20 * label).save(tmp_path / f"class{label}" / f"{i:02}.png")
+    batches = open_data(str(tmp_path), open_model(str(checkpoint)), 64)
+    found = torch.cat([batch["image"] for batch in batches])[:, 0, 0, 0] // 20
+    assert found.bincount().tolist() == [7, 6, 7, 6, 6, 7, 6, 7, 6, 6]
+
+
 def test_validation_images_are_read_where_there_are_any(checkpoint: Path, tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8)
     for split, images in {"train": pixels[:7], "val": pixels[7:]}.items():
@@ -145,6 +155,19 @@ def test_text_models_read_files_and_folders(bert: Path, novel: Path, tmp_path: P
     assert len(single.profiles[0].values) == 6
     (tmp_path / "short.md").write_text("a class is a thing")
     assert len(run([f"hf:{bert}"], tmp_path / "short.md", tmp_path / "c", max_length=24).profiles[0].values) == 1
+
+
+def test_texts_are_read_line_by_line_if_asked_for(bert: Path, tmp_path: Path):
+    (tmp_path / "lines.txt").write_text("a class\n\n  \nif the name\r\nfor each of the\nclass\n")
+    opened = open_model(f"hf:{bert}")
+    (batch,) = open_data(str(tmp_path / "lines.txt"), opened, 9, max_length=24, by_line=True)
+    expected = opened.tokenizer(["a class", "if the name", "for each of the", "class"], padding=True)
+    assert batch["input_ids"].tolist() == expected["input_ids"]
+    (batch,) = open_data(str(tmp_path / "lines.txt"), opened, 2, max_length=24, by_line=True)
+    assert batch["attention_mask"].sum(1).tolist() == [4, 6]
+    found = run([f"hf:{bert}"], tmp_path / "lines.txt", tmp_path / "out", max_length=24, by_line=True).profiles[0]
+    assert len(found.values) == 4
+    assert found.settings["data"] == f"{tmp_path / 'lines.txt'}, line by line"
 
 
 def test_pieces_of_text_do_not_depend_on_the_batch_size(bert: Path, novel: Path, tmp_path: Path):
@@ -229,6 +252,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "no samples": (["CHECKPOINT", "digits"], {"samples": 0}, "samples must be positive"),
     "device": (["CHECKPOINT", "digits"], {"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
     "text too long": (["hf:BERT", "NOVEL"], {"max_length": 500}, "between 3 and the 40 tokens"),
+    "lines of images": (["CHECKPOINT", "digits"], {"by_line": True}, "--by-line reads the lines of text files"),
     "masked text": (["hf:BERT", "NOVEL"], {"mask_ratio": 0.5, "max_length": 24}, "masking needs a timm"),
 }
 

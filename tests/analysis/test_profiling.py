@@ -91,6 +91,14 @@ def test_padding_does_not_change_the_profile_of_a_text(kind: str):
     close(profile(model, [together], ["all"]), profile(model, alone, ["all"]), 1e-3)
 
 
+def test_special_tokens_of_a_text_are_named_or_counted_on_request():
+    model, batch = TEXT["BERT"](), text_batch()
+    bare = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with pytest.raises(InputError, match="return_special_tokens_mask=True"):
+        profile(model, [bare], CHEAP)
+    close(profile(model, [bare], CHEAP, tokens="all"), profile(model, [batch], CHEAP, tokens="all"), 0)
+
+
 def test_batch_size_order_and_workers_do_not_matter():
     model, data = timm_vit(), TensorDataset(images(11))
     reference = profile(model, DataLoader(data, 11), ["all"])
