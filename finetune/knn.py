@@ -1,15 +1,20 @@
 """Nearest neighbours on frozen features: how good an encoder is, without training anything."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from bamboo.vision.encoder import encode
+
+PIXELS = 1024
+"""Values of an image, at most, for raw pixels to be a baseline: 32 x 32 grey ones. Above, they only cost memory."""
 
 
 def mean_patch_features(encoder: VisionTransformer, images: Tensor) -> Tensor:
@@ -29,14 +34,14 @@ def collect(
     return torch.cat(rows), torch.cat(labels)
 
 
-def nearest_neighbour_accuracy(
+def nearest_neighbours_right(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     neighbours: int = 20,
     temperature: float = 0.07,
     chunk: int = 1024,
-) -> float:
-    """Share of test samples whose nearest training samples, by cosine, vote for their label.
+) -> Tensor:
+    """Whether the nearest training samples, by cosine, vote for the label of each test sample (m,).
 
     A neighbour at cosine s has exp(s / temperature) votes, as in Wu et al. 2018 (Instance Discrimination, eq. 3).
 
@@ -48,14 +53,24 @@ def nearest_neighbour_accuracy(
         chunk: test samples compared at once, which bounds the memory to chunk x n.
     """
     bank, labels = F.normalize(train[0], dim=1), train[1]
-    classes = int(max(labels.max(), test[1].max())) + 1
-    correct = torch.zeros((), dtype=torch.long, device=bank.device)
+    classes, right = int(labels.max()) + 1, []
     for queries, truth in zip(test[0].split(chunk), test[1].split(chunk), strict=True):
         cosines, nearest = (F.normalize(queries, dim=1) @ bank.T).topk(min(neighbours, len(bank)), dim=1)
         votes = queries.new_zeros(len(queries), classes)
         votes.scatter_add_(1, labels[nearest], ((cosines - 1) / temperature).exp())
-        correct += (votes.argmax(dim=1) == truth).sum()
-    return float(correct) / len(test[1])
+        right.append(votes.argmax(dim=1) == truth)
+    return torch.cat(right)
+
+
+def nearest_neighbour_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **options: Any) -> float:
+    """Share of test samples that `nearest_neighbours_right` gets right."""
+    return float(nearest_neighbours_right(train, test, **options).double().mean())
+
+
+def of_all_processes(rows: Tensor) -> Tensor:
+    """The rows (n, ...) of all processes, of which each has its own number."""
+    shared = distributed.is_available() and distributed.is_initialized()
+    return torch.cat(gather_all_tensors(rows)) if shared else rows
 
 
 class NeighbourProbe(Callback):
@@ -83,30 +98,36 @@ class NeighbourProbe(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the baselines."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        self.loaders = data.probe_loaders(self.max_samples) if data is not None and data.num_classes else None
-        if self.loaders and "untrained encoder" not in self.accuracy:
-            self.accuracy["raw pixels"] = self._measure(lambda images: images.flatten(1).float(), pl_module)
-            self.accuracy["untrained encoder"] = self._measure_encoder(pl_module)
+        labelled = data is not None and data.num_classes > 0
+        self.loaders = data.probe_loaders(self.max_samples, shared=True) if labelled else None
+        if self.loaders and trainer.global_step == 0 and len(data.labelled) <= self.max_samples:
+            if data.in_chans * math.prod(data.size) <= PIXELS:
+                self.accuracy["raw pixels"] = self._measure(lambda images: images.flatten(1), trainer)
+            self.accuracy["untrained encoder"] = self._measure_encoder(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log, every so many epochs and after the last one."""
         epoch = trainer.current_epoch + 1
         if self.loaders and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs):
-            self.accuracy["trained encoder"] = self._measure_encoder(pl_module)
+            self.accuracy["trained encoder"] = self._measure_encoder(trainer)
             pl_module.log("probe/nearest_neighbours", self.accuracy["trained encoder"], rank_zero_only=True)
 
     def summary(self) -> dict[str, str]:
         """What to print at the end of a run."""
         return {f"nearest neighbours, {name}": f"{100 * value:.1f} %" for name, value in self.accuracy.items()}
 
-    def _measure_encoder(self, module: Any) -> float:
+    def _measure_encoder(self, trainer: Trainer) -> float:
+        module: Any = trainer.lightning_module
         encoder, pixels = module.mae.encoder, module.pixels
         training = encoder.training
         encoder.eval()
-        accuracy = self._measure(lambda images: mean_patch_features(encoder, pixels(images)), module)
+        accuracy = self._measure(lambda images: mean_patch_features(encoder, pixels(images)), trainer)
         encoder.train(training)
         return accuracy
 
-    def _measure(self, features: Callable[[Tensor], Tensor], module: LightningModule) -> float:
-        train, test = (collect(features, loader, module.device) for loader in self.loaders)  # type: ignore[union-attr]
-        return nearest_neighbour_accuracy(train, test)
+    def _measure(self, features: Callable[[Tensor], Tensor], trainer: Trainer) -> float:
+        device = trainer.strategy.root_device
+        with trainer.precision_plugin.forward_context():
+            train, test = (collect(features, loader, device) for loader in self.loaders)  # type: ignore[union-attr]
+        bank = of_all_processes(train[0]), of_all_processes(train[1])
+        return float(of_all_processes(nearest_neighbours_right(bank, test)).double().mean())

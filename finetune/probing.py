@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bamboo.analysis.captures import State, capture
 from bamboo.analysis.measures import token_similarity
+from bamboo.seeds import derive_seed
 from bamboo.vision.pixels import PixelScale
 
 
@@ -101,6 +102,26 @@ def probe_accuracies(
         chunks = zip(test.features.split(1024, dim=1), test.labels.split(1024), strict=True)
         right = [(probe(standardised(x)).argmax(-1) == y.to(device)).sum(dim=1) for x, y in chunks]
     return torch.stack(right).sum(dim=0).cpu() / len(test.labels)
+
+
+def best_layer(train: LayerFeatures, device: torch.device, epochs: int = 50, seed: int = 0) -> int:
+    """The layer whose classifier is best on a fifth of the training samples, which is held out by the seed.
+
+    A test set has no say in it, so the accuracy there of the layer that is chosen here is no maximum over layers.
+
+    Args:
+        train: at least two samples.
+        device: where to compute.
+        epochs: passes over the features that are left.
+        seed: of what is held out, and of the order.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "probe held out"))
+    order = torch.randperm(len(train.labels), generator=generator)
+    held_out, rest = (
+        train._replace(features=train.features[:, part], labels=train.labels[part])
+        for part in order.tensor_split([max(len(order) // 5, 1)])
+    )
+    return int(probe_accuracies(rest, held_out, device, epochs, seed).argmax())
 
 
 class _Probes(nn.Module):

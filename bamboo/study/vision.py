@@ -18,7 +18,7 @@ from bamboo.analysis.profiling import profile
 from bamboo.checkpoints import load_classifier, load_mae, pixel_scale
 from bamboo.files import atomic_write, read_file
 from bamboo.finetune.knn import collect, mean_patch_features, nearest_neighbour_accuracy
-from bamboo.finetune.probing import layer_features, probe_accuracies
+from bamboo.finetune.probing import best_layer, layer_features, probe_accuracies
 from bamboo.seeds import derive_seed
 from bamboo.vision.data import ImageData
 from bamboo.vision.reconstruction import reconstruct
@@ -104,7 +104,10 @@ def _last(found: Profile, measure: str) -> float:
 
 @torch.no_grad()
 def _probes(source: Path, data: ImageData, settings: Evaluation, seed: int, device: torch.device) -> dict[str, float]:
-    """Nearest neighbours after the final norm, and the best layer's linear probe; none where there are no classes."""
+    """Nearest neighbours after the final norm, and linear probes; none where there are no classes.
+
+    The best layer is chosen on held-out training images.
+    """
     if not data.num_classes:
         return {}
     model, scale = open_model(str(source)).model.to(device), pixel_scale(source).to(device)
@@ -114,7 +117,7 @@ def _probes(source: Path, data: ImageData, settings: Evaluation, seed: int, devi
     features = [layer_features(encoder, scale, one, device) for one in loaders]
     with torch.enable_grad():
         by_layer = probe_accuracies(features[0], features[1], device, settings.probe_epochs, seed)
-    best = int(by_layer.argmax())
+        best = best_layer(features[0], device, settings.probe_epochs, seed)
     return {
         "nearest_neighbours": nearest_neighbour_accuracy(train, test),
         "linear_probe": float(by_layer[best]),

@@ -1,10 +1,18 @@
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
-from bamboo.finetune.knn import nearest_neighbour_accuracy
+from bamboo.finetune.knn import NeighbourProbe, nearest_neighbour_accuracy, nearest_neighbours_right
+from bamboo.shapes import Shape
+from bamboo.vision.data import Digits
+from bamboo.vision.mae import build_mae
+from bamboo.vision.pixels import PixelScale
 
 
 def clouds(count, seed):
@@ -40,5 +48,52 @@ def test_neither_chunks_nor_lengths_of_features_matter():
     assert nearest_neighbour_accuracy((F.normalize(TRAIN[0], dim=1), TRAIN[1]), (3 * TEST[0], TEST[1])) == whole
 
 
-def test_more_neighbours_than_samples_are_all_of_them():
-    assert 0 <= nearest_neighbour_accuracy((TRAIN[0][:5], TRAIN[1][:5]), TEST, neighbours=20) <= 1
+@pytest.mark.parametrize(("neighbours", "temperature"), [(5, 0.07), (20, 0.5), (20, 0.02), (500, 0.07)])
+def test_votes_are_those_of_a_written_out_loop(neighbours, temperature):
+    bank, labels = TRAIN[0].double().numpy(), TRAIN[1].tolist()
+    expected = []
+    for row, label in zip(TEST[0].double().numpy(), TEST[1].tolist(), strict=True):
+        cosines = [float(row @ other / (np.linalg.norm(row) * np.linalg.norm(other))) for other in bank]
+        votes = dict.fromkeys(range(4), 0.0)
+        for place in sorted(range(len(bank)), key=lambda place: -cosines[place])[:neighbours]:
+            votes[labels[place]] += math.exp(cosines[place] / temperature)
+        expected.append(max(votes, key=votes.get) == label)
+    assert nearest_neighbours_right(TRAIN, TEST, neighbours, temperature).tolist() == expected
+
+
+class Trainer:
+    """As much of Lightning's as the probe asks for, with digits whose reading is counted."""
+
+    def __init__(self, precision="32-true", step=0, **data):
+        self.datamodule = Digits(**{"image_size": 8, "batch_size": 100, **data})
+        self.reads = []
+        loaders = self.datamodule.probe_loaders
+        self.datamodule.probe_loaders = lambda limit, shared: self.reads.append((limit, shared)) or loaders(limit)
+        self.global_step, self.strategy = step, SimpleNamespace(root_device=torch.device("cpu"))
+        self.precision_plugin = MixedPrecision("bf16-mixed", "cpu") if precision == "bf16-mixed" else Precision()
+        size = self.datamodule.size[0]
+        mae = build_mae(Shape(1, 16, 2), size, 4, 1, decoder_shape=Shape(1, 16, 2))
+        self.lightning_module = SimpleNamespace(mae=mae, pixels=PixelScale(1))
+
+
+def baselines(probe, trainer):
+    probe.on_train_start(trainer, trainer.lightning_module)
+    return set(probe.accuracy)
+
+
+def test_baselines_are_measured_before_the_first_step_of_small_images_and_data_sets():
+    both = {"raw pixels", "untrained encoder"}
+    assert baselines(NeighbourProbe(), Trainer(shots=5)) == both
+    assert baselines(NeighbourProbe(), Trainer(shots=5, image_size=32)) == both  # 1,024 values
+    assert baselines(NeighbourProbe(), Trainer(shots=5, image_size=36)) == {"untrained encoder"}
+    assert baselines(NeighbourProbe(max_samples=49), Trainer(shots=5)) == set()
+    assert baselines(NeighbourProbe(), Trainer(shots=5, step=3)) == set()  # the weights are not untrained any more
+
+
+def test_images_are_read_by_share_and_features_taken_in_the_precision_of_training():
+    trainer, kinds = Trainer("bf16-mixed", shots=5), set()
+    linear = trainer.lightning_module.mae.encoder.blocks[0].mlp.fc1
+    linear.register_forward_hook(lambda module, args, output: kinds.add(output.dtype))
+    baselines(NeighbourProbe(max_samples=60), trainer)
+    assert trainer.reads == [(60, True)]
+    assert kinds == {torch.bfloat16}

@@ -1,0 +1,86 @@
+"""The linear probe of every layer, beside scikit-learn's, and which layer it calls the best."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from bamboo.finetune import commands, probing
+from bamboo.finetune.probing import LayerFeatures, best_layer, probe_accuracies
+from bamboo.study import vision
+from bamboo.study.spec import Evaluation
+
+CPU = torch.device("cpu")
+
+
+def layers_of(count, seed, spreads):
+    """Five overlapping clouds in eight dimensions of very different scales; each layer has a spread of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 5
+    centres = 3 * torch.eye(8)[labels]
+    scales = 10.0 ** torch.arange(-4, 4)
+    rows = [scales * (centres + spread * torch.randn(count, 8, generator=generator)) + 5 for spread in spreads]
+    return LayerFeatures(torch.stack(rows), labels, torch.zeros(len(spreads)))
+
+
+def test_probes_are_as_good_as_scikit_learns_logistic_regression():
+    train, test = (layers_of(count, seed, (3.0, 1.5, 1.0)) for count, seed in ((1000, 0), (4000, 1)))
+    expected = []
+    for rows, others in zip(train.features.numpy(), test.features.numpy(), strict=True):
+        scaler = StandardScaler().fit(rows)
+        peer = LogisticRegression(C=np.inf, max_iter=1000).fit(scaler.transform(rows), train.labels.numpy())
+        expected.append(peer.score(scaler.transform(others), test.labels.numpy()))
+    assert expected == sorted(expected)
+    assert 0.3 < expected[0] < 0.7 < expected[1] < expected[2] < 0.98
+    assert probe_accuracies(train, test, CPU).tolist() == pytest.approx(expected, abs=0.012)
+
+
+def misleading():
+    """Features by split: of three layers the second carries the classes in training, and the third in the test."""
+    train = layers_of(400, 0, (1.0, 1.0, 1.0))
+    test = layers_of(400, 1, (1.0, 1.0, 1.0))
+    noise = torch.randn(3, 400, 8, generator=torch.Generator().manual_seed(2))
+    rows = torch.stack([noise[0], train.features[1], train.features[2] + 3e4 * noise[2]])
+    others = torch.stack([noise[1], test.features[1] + 3e4 * noise[1], test.features[2]])
+    return {"train": train._replace(features=rows), "test": test._replace(features=others)}
+
+
+def test_the_best_layer_is_chosen_on_held_out_training_samples():
+    split = misleading()
+    assert best_layer(split["train"], CPU) == 1
+    # By heart everything is right: samples that have been trained on do not choose.
+    random = LayerFeatures(torch.cat([torch.randn(1, 40, 200), torch.eye(200)[:40][None]]), torch.arange(40) % 2, None)
+    random.features[0, :, :2] += 4 * torch.eye(2)[random.labels]
+    assert probe_accuracies(random, random, CPU)[1] == 1
+    assert best_layer(random, CPU) == 0
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """`misleading` in place of the features of an encoder of two blocks."""
+    features = misleading()
+    for module in (probing, vision):
+        monkeypatch.setattr(module, "layer_features", lambda model, scale, split, device: features[split])
+    return features
+
+
+def test_the_command_and_the_studies_report_the_layer_that_training_images_choose(split, monkeypatch, capsys, tmp_path):
+    accuracies = probe_accuracies(split["train"], split["test"], CPU, epochs=20)
+    assert accuracies.argmax() != 1
+    data = SimpleNamespace(probe_loaders=lambda samples: ("train", "test"), num_classes=5)
+    encoder = SimpleNamespace(blocks=[None, None])
+    monkeypatch.setattr(commands, "_open", lambda *_: (encoder, None, CPU))
+    monkeypatch.setattr(commands, "_data", lambda *_: data)
+    commands.probe("encoder", data="digits", out=tmp_path, epochs=20)
+    assert f"best at layer 1 of 2 on held-out training images, where {accuracies[1]:.2%}" in capsys.readouterr().out
+    opened = SimpleNamespace(model=torch.nn.Identity())
+    monkeypatch.setattr(vision, "open_model", lambda source: opened)
+    monkeypatch.setattr(vision, "pixel_scale", lambda source: torch.nn.Identity())
+    monkeypatch.setattr(vision, "collect", lambda features, split, device: (torch.eye(4), torch.arange(4)))
+    numbers = vision._probes(tmp_path, data, Evaluation(probe_epochs=20), 0, CPU)
+    assert numbers["linear_probe_layer"] == 1
+    assert numbers["linear_probe"] == accuracies[1]
+    assert numbers["linear_probe_last"] == accuracies[2]
