@@ -1,23 +1,50 @@
-"""Configurations made of others: `base: [file, ...]` at the top of a YAML names what it changes, relative to itself."""
+"""Configurations made of others: `base: [file, ...]` at the top of a YAML names what it changes, relative to itself.
+
+A list replaces that of the base; under its name with a plus sign (`callbacks+:`) it is appended to it.
+"""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from bamboo.errors import InputError
+from bamboo.errors import InputError, unknown
 
 
-def compose(path: Path) -> DictConfig:
-    """A configuration merged over its bases, later ones over earlier ones; interpolations are left as they stand.
+def find_config(name: str | Path) -> Path:
+    """The path of a configuration: a file, or one that the package ships, by its name, such as `pretrain/quickstart`.
+
+    Raises:
+        InputError: for the name of neither.
+    """
+    path, root = Path(name).expanduser(), Path(str(files("bamboo.configs")))
+    if path.suffix or path.exists():
+        return path
+    shipped = {file.relative_to(root).with_suffix("").as_posix(): file for file in root.rglob("[!_]*.yaml")}
+    if str(name) not in shipped:
+        raise unknown("configuration", str(name), shipped)
+    return shipped[str(name)]
+
+
+def compose(*paths: Path) -> DictConfig:
+    """Configurations over one another and over their bases, later ones on top; interpolations are left as they stand.
 
     Raises:
         InputError: for a file that is missing or is not a YAML mapping.
     """
+    merged: dict[str, Any] = {}
+    for layer in (layer for path in paths for layer in _layers(path)):
+        merged = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(merged, _appended(merged, layer))))
+    return OmegaConf.create(merged)
+
+
+def _layers(path: Path) -> Iterator[dict[str, Any]]:
+    """The contents of a file's bases, lowest first, and of the file itself."""
     try:
         config = OmegaConf.load(path)
     except OSError as error:
@@ -27,8 +54,24 @@ def compose(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise InputError(f"{path} is not a configuration: expected a YAML mapping of keys to values")
     bases = config.pop("base", [])
-    bases = [bases] if isinstance(bases, str) else bases
-    return cast(DictConfig, OmegaConf.merge(*(compose(path.parent / base) for base in bases), config))
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from _layers(path.parent / base)
+    yield cast(dict[str, Any], OmegaConf.to_container(config))
+
+
+def _appended(below: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with each list `name+` written out as the list `name` below it and its own entries."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        name = str(key)
+        if isinstance(value, dict):
+            beneath = below.get(name)
+            value = _appended(beneath if isinstance(beneath, dict) else {}, value)
+        elif name.endswith("+") and isinstance(value, list):
+            name = name[:-1]
+            value = [*(below.get(name) or []), *value]
+        result[name] = value
+    return result
 
 
 def compose_arguments(args: list[str]) -> list[str]:
@@ -36,10 +79,10 @@ def compose_arguments(args: list[str]) -> list[str]:
 
     An interpolation such as `${seed_everything}` sees what the rest of the command line says of a configured key.
     """
-    files, rest = _split_off_configs(args)
-    if not files:
+    paths, rest = _split_off_configs(args)
+    if not paths:
         return args
-    config = cast(DictConfig, OmegaConf.merge(*(compose(Path(file).expanduser()) for file in files)))
+    config = compose(*map(find_config, paths))
     overrides = [f"{key}={value}" for key, value in _overrides(rest) if _is_configured(config, key)]
     try:
         text = OmegaConf.to_yaml(OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)), resolve=True)
@@ -56,7 +99,7 @@ def _is_configured(config: DictConfig, key: str) -> bool:
 
 
 def _split_off_configs(args: list[str]) -> tuple[list[str], list[str]]:
-    files: list[str] = []
+    paths: list[str] = []
     rest: list[str] = []
     words = iter(args)
     for word in words:
@@ -64,10 +107,10 @@ def _split_off_configs(args: list[str]) -> tuple[list[str], list[str]]:
         if name not in ("-c", "--config"):
             rest.append(word)
         elif value := value if equals else next(words, ""):
-            files.append(value)
+            paths.append(value)
         else:
             raise InputError(f"{name} needs the path of a configuration")
-    return files, rest
+    return paths, rest
 
 
 def _overrides(words: list[str]) -> Iterator[tuple[str, str]]:

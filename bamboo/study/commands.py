@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bamboo.errors import InputError
+from bamboo.fit.compose import find_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ def study(
         if data or axis or seeds or threads or allow_unequal:
             raise InputError("a study that was begun cannot be changed: give --config and another --out")
     else:
-        found = _read(config, data, axis, seeds, threads, allow_unequal)
+        found = _read(find_config(config), data, axis, seeds, threads, allow_unequal)
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
     found = replace(found, workers=workers or found.workers)
