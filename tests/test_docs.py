@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from bamboo.cli import main
-from tests.bamboo.study.tiny import written
 from tests.finetune.glue.tiny import write_data
 from tests.runs import ROOT, TINY, fit
+from tests.study.tiny import written
 from tests.text import runs as text_runs
 
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
