@@ -1,5 +1,6 @@
 """The encoder of a classifier: a pretrained one, checked against the configuration, or a fresh one at a shape."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from timm.models.vision_transformer import VisionTransformer
@@ -46,6 +47,22 @@ def make_encoder(
     scale = pixel_scale(source)
     print(report)
     return encoder, scale if scale.mean.numel() == in_chans else PixelScale(in_chans)
+
+
+def class_order(model: Sequence[str], data: Sequence[str]) -> list[int]:
+    """Place in `model` of each class of `data`, by name.
+
+    Raises:
+        InputError: where the names are not the same, naming some that are in one of them alone.
+    """
+    parts = []
+    for where, names in ("model", set(model) - set(data)), ("data", set(data) - set(model)):
+        some = ", ".join(map(repr, sorted(names)[:3])) + f" and {len(names) - 3} more" * (len(names) > 3)
+        parts += [f"only in the {where}: {some}"] if names else []
+    if parts:
+        raise InputError(f"the classes of the model are not those of the data; {'; '.join(parts)}")
+    places = {name: place for place, name in enumerate(model)}
+    return [places[name] for name in data]
 
 
 def _words(shape: Shape) -> str:

@@ -23,7 +23,7 @@ from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.images import seed_streams
 from bamboo.vision.pixels import PixelScale
 
-from .building import SCRATCH, ImageSize, make_encoder
+from .building import SCRATCH, ImageSize, class_order, make_encoder
 from .tables import learning_rates
 
 FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))
@@ -36,7 +36,8 @@ class Classifier(TrainingModule):
     Every draw of a step (mixup, drop path) is a pure function of the seed, the epoch, the step and the process.
 
     Args:
-        num_classes: classes to tell apart; must be those of the data.
+        num_classes: classes to tell apart, as many as the data have. A checkpoint's classes are those of the data by
+            name: in another order they are matched, and other names are an error.
         encoder: what to start from: anything that `bamboo.checkpoints.load_encoder` reads, or `scratch`. Training
             needs it; evaluating a checkpoint of this class does not.
         shape: depth, width and heads, or a name; by default those of the encoder, which must agree.
@@ -92,6 +93,7 @@ class Classifier(TrainingModule):
         compile: bool = False,
         grad_checkpointing: bool = False,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         # `load_from_checkpoint` hands over the plain values of a checkpoint.
         super().__init__(Recipe(**recipe) if isinstance(recipe, Mapping) else recipe)
         if freeze and (drop_path or layer_decay != 1):
@@ -102,13 +104,16 @@ class Classifier(TrainingModule):
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
         self.pixels = PixelScale(in_chans, mean or _shares(scale.mean), std or _shares(scale.std))
         _set_eps(self.model, layer_norm_eps)
-        self.save_hyperparameters(self._told(num_classes, pool, freeze, batch_norm))
+        self.save_hyperparameters({**given, **self._plain_sizes()})
         attach_head(self.model, num_classes, pool, batch_norm, head_init_std)
         set_drop_path(self.model, drop_path)
         self.model.set_grad_checkpointing(grad_checkpointing)
         _freeze(self.model, freeze)
         self.train()  # a loaded encoder is in evaluation mode, in which drop path does nothing
-        self.source, self.num_classes, self.classes = encoder, num_classes, [str(n) for n in range(num_classes)]
+        self.num_classes, self.has_weights = num_classes, encoder is not None
+        self.classes, self._named = [str(number) for number in range(num_classes)], False
+        self._data_classes: list[str] | None = None
+        self._label_order: Tensor | None = None
         self.freeze_encoder, self.seed, self.compile_blocks = freeze, seed, compile
         self.layer_decay, self.layer_decay_depth = layer_decay, layer_decay_depth
         self.label_smoothing, self.mixing = label_smoothing, _mixing(mixup, cutmix, label_smoothing, num_classes)
@@ -117,18 +122,14 @@ class Classifier(TrainingModule):
         self.top1 = MulticlassAccuracy(num_classes, **options)
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), **options)
 
-    def _told(self, num_classes: int, pool: Pool, freeze: bool, batch_norm: bool) -> dict[str, Any]:
-        """What a checkpoint must say to be read: it holds the weights, so it needs no encoder."""
+    def _plain_sizes(self) -> dict[str, Any]:
+        """Arguments as they turned out to be, in plain values; a checkpoint has its weights and needs no encoder."""
         return {
-            "num_classes": num_classes,
             "encoder": None,
             "shape": asdict(self.shape),
             "image_size": self.patches.image_size,
             "patch_size": self.patches.patch_size,
             "in_chans": self.patches.in_chans,
-            "pool": pool,
-            "freeze": freeze,
-            "batch_norm": batch_norm,
             "recipe": asdict(self.recipe),
             "mean": _shares(self.pixels.mean),
             "std": _shares(self.pixels.std),
@@ -137,10 +138,11 @@ class Classifier(TrainingModule):
 
     def setup(self, stage: str) -> None:
         """Check the model against the data, and compile the blocks in place."""
-        if stage == "fit" and self.source is None and not self.trainer.ckpt_path:
+        if stage == "fit" and not self.has_weights and not self.trainer.ckpt_path:
             hint = f"--model.init_args.encoder CHECKPOINT, or {SCRATCH!r} for fresh weights"
             raise InputError(f"there is no encoder to start from: give {hint}")
         data = getattr(self.trainer, "datamodule", None)
+        self._data_classes = None  # predictions are not compared with labels
         if data is not None and stage != "predict":
             self._check_data(data)
         if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
@@ -157,7 +159,25 @@ class Classifier(TrainingModule):
             )
         if self.mixing and data.batch_size % 2:
             raise InputError(f"mixup and cutmix pair images: data.init_args.batch_size {data.batch_size} must be even")
-        self.classes = list(data.classes)
+        self._data_classes = list(data.classes)
+        self._match_classes(self.classes if self._named else self._data_classes)
+
+    def _match_classes(self, classes: list[str]) -> None:
+        """Let the logits stand for `classes`, and find the place of each class of the data among them.
+
+        Raises:
+            InputError: where the data have other classes.
+        """
+        self.classes, self._named, self._label_order = classes, True, None
+        if self._data_classes is not None and self._data_classes != classes:
+            self._label_order = torch.tensor(class_order(classes, self._data_classes))
+
+    def _own_labels(self, labels: Tensor) -> Tensor:
+        """Labels of the data (B,) as numbers of the model's classes."""
+        if self._label_order is None:
+            return labels
+        self._label_order = self._label_order.to(labels.device)
+        return self._label_order[labels]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) in fp32 of byte images (B, C, H, W), or of standardised floats."""
@@ -169,7 +189,7 @@ class Classifier(TrainingModule):
 
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of a batch; in training of mixed images against mixed and smoothed labels."""
-        images, labels = batch["image"], batch["label"]
+        images, labels = batch["image"], self._own_labels(batch["label"])
         if self.mixing is None or stage != "train":
             smoothing = self.label_smoothing if stage == "train" else 0.0
             return F.cross_entropy(self(images), labels, label_smoothing=smoothing), {}
@@ -201,7 +221,7 @@ class Classifier(TrainingModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Count right answers; every sample counts once, and a batch may be empty."""
-        images, labels = batch["image"], batch["label"]
+        images, labels = batch["image"], self._own_labels(batch["label"])
         if len(images):
             logits = self(images)
             self.val_loss.update(F.cross_entropy(logits, labels), weight=len(images))
@@ -218,7 +238,10 @@ class Classifier(TrainingModule):
         self.log("val/images_per_s", self.val_samples.compute() / (time.perf_counter() - self._since))
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """The most probable class of each image and its probability, (B,) each, beside the image's number and label."""
+        """The most probable class of each image and its probability, (B,) each, beside the image's number and label.
+
+        The class is a number of the model's `classes`, the label one of the data's.
+        """
         probability, predicted = self(batch["image"]).softmax(dim=1).max(dim=1)
         return {"number": batch["index"], "label": batch["label"], "predicted": predicted, "probability": probability}
 
@@ -231,7 +254,11 @@ class Classifier(TrainingModule):
         checkpoint["classes"] = self.classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the names of the classes from the run. Raises `InputError` for a checkpoint of another model."""
+        """Take the names of the classes from the run.
+
+        Raises:
+            InputError: for a checkpoint of another model, or of other classes than those of the data.
+        """
         told = checkpoint.get("hyper_parameters", {})
         for key in ("num_classes", "shape", "image_size", "patch_size", "in_chans", "pool", "batch_norm"):
             if told.get(key) != self.hparams[key]:
@@ -239,7 +266,8 @@ class Classifier(TrainingModule):
                     f"the checkpoint has {key} {told.get(key)} and the configuration {self.hparams[key]}: "
                     "give the configuration that it was trained by"
                 )
-        self.classes = checkpoint["classes"]
+        self.has_weights = True
+        self._match_classes(list(checkpoint["classes"]))
 
     def _checked(self, images: Tensor) -> Tensor:
         expected = (self.patches.in_chans, *self.patches.image_size)

@@ -45,13 +45,14 @@ class PredictionWriter(Callback):
             distributed.all_gather_object(gathered, rows)
             rows = [row for part in gathered for row in part]
         if trainer.is_global_zero:
-            self._write(sorted(rows), trainer.datamodule.predict_source(), pl_module.classes)  # type: ignore[attr-defined]
+            self._write(sorted(rows), trainer.datamodule, pl_module.classes)  # type: ignore[attr-defined]
             print(f"{len(rows)} predictions in {self.path}")
 
-    def _write(self, rows: list[Any], source: Any, classes: Any) -> None:
+    def _write(self, rows: list[Any], data: Any, classes: Any) -> None:
+        source, labels = data.predict_source(), data.classes
         with atomic_write(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
             for number, label, predicted, probability in rows:
-                known = classes[label] if label >= 0 else ""
+                known = labels[label] if label >= 0 else ""
                 table.writerow([source.name(number), known, classes[predicted], f"{probability:.6f}"])

@@ -250,7 +250,7 @@ class TrainImages(Dataset[Sample]):
 
 
 class EvalImages(Dataset[Sample]):
-    """Whole images, without chance: resized to cover 256/224 of `size`, then the centre of that.
+    """Whole images, without chance: the centre of each, see `evaluation_view`.
 
     An image that has the right size already passes unchanged. One that cannot be read is left out.
 
@@ -277,13 +277,16 @@ class EvalImages(Dataset[Sample]):
 
 
 def evaluation_view(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The centre of an image (C, H, W) at `size`, after it was resized to cover 256/224 of that."""
+    """The centre of an image (C, H, W) at `size`, as MAE's models are evaluated.
+
+    The image is resized to cover 256/224 of the size, or just the size where that is above 224 pixels (He et al. 2022).
+    """
     height, width = image.shape[-2:]
     if (height, width) == size:
         return image
-    tight = 0 if size[0] / height >= size[1] / width else 1  # the side that is resized to 256/224, the other follows
+    tight = 0 if size[0] / height >= size[1] / width else 1  # the side that the other one follows
     sides = [height, width]
-    covered = size[tight] * 256 // 224
+    covered = size[tight] * 256 // 224 if size[tight] <= 224 else size[tight]
     covering = [covered * side // sides[tight] for side in sides]  # rounded down, as torchvision's Resize does
     resized = v2.functional.resize(image, covering, BICUBIC, antialias=True)
     centre: Tensor = v2.functional.center_crop(resized, list(size))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bamboo.finetune.classifier import Classifier
-from tests.finetune.folders import write_classes
+from tests.finetune.folders import NAMES, write_classes
 from tests.finetune.runs import SIZES, run
 from tests.runs import CONFIGS, ROOT
 
@@ -33,7 +33,7 @@ def test_every_sample_counts_once_on_two_processes(tmp_path, monkeypatch, capsys
     torch.manual_seed(0)
     sizes = {"shape": {"depth": 2, "width": 32, "heads": 2}, "image_size": 16, "patch_size": 4, "in_chans": 1}
     module = Classifier(10, "scratch", **sizes, head_init_std=0.5)
-    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "classes": module.classes}
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "classes": list(NAMES)}
     torch.save({**content, "pytorch-lightning_version": "2.6.0"}, tmp_path / "model.ckpt")
     data = [
         *("--data.class_path", "bamboo.vision.data.ImageFolder", "--data.init_args.root", "digits"),
