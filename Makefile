@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BAMBOO := $(VENV)/bin/bamboo
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test mutants bench clean
 
 quickstart: $(VENV)/installed  ## pretrain a small deep-narrow masked autoencoder on digits: minutes on two cores
 	$(BAMBOO) fit --config configs/pretrain/quickstart.yaml
@@ -12,6 +12,9 @@ test: $(VENV)/installed  ## style, types, and every test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest
+
+mutants: $(VENV)/installed  ## mistakes made in a copy of the sources, each of which a test must catch
+	$(VENV)/bin/python -m tests.mutants --workers 2
 
 bench: $(VENV)/installed  ## ratios against named peers, measured in one run
 	$(VENV)/bin/python -m tests.benchmarks

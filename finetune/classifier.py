@@ -109,7 +109,7 @@ class Classifier(TrainingModule):
         set_drop_path(self.model, drop_path)
         self.model.set_grad_checkpointing(grad_checkpointing)
         _freeze(self.model, freeze)
-        self.train()  # a loaded encoder is in evaluation mode, in which drop path does nothing
+        self.train()  # a loaded encoder is in evaluation mode
         self.num_classes, self.has_weights = num_classes, encoder is not None
         self.classes, self._named = [str(number) for number in range(num_classes)], False
         self._data_classes: list[str] | None = None

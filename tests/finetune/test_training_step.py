@@ -143,10 +143,3 @@ def test_a_module_comes_back_from_its_checkpoint_with_the_recipe_of_its_run(tmp_
 def test_set_drop_path_says_what_a_rate_must_be():
     with pytest.raises(ValueError, match="drop_path must be at least 0 and below 1, got 1"):
         set_drop_path(build_encoder(Shape(1, 16, 2), Patches.of(8, 4)), 1)
-
-
-def test_a_loaded_encoder_is_trained_with_drop_path(tmp_path):
-    encoder = build_encoder(Shape(2, 32, 2), Patches.of(16, 4, 1))
-    torch.save({"state_dict": encoder.state_dict(), "hyper_parameters": TINY}, tmp_path / "encoder.ckpt")
-    module = Classifier(10, tmp_path / "encoder.ckpt", **TINY, head_init_std=0.5, drop_path=0.9)
-    assert len({loss_of(module).item() for _ in range(8)}) > 1

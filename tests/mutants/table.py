@@ -22,12 +22,21 @@ class Mutant(NamedTuple):
     new: str
     test: str
 
-    def mutated(self, root: Path = ROOT) -> str:
-        """The changed text of the file. Raises `ValueError` where the old text does not occur exactly once."""
-        text = (root / self.file).read_text(encoding="utf-8")
-        if (count := text.count(self.old)) != 1:
-            raise ValueError(f"{self.file}: the old text occurs {count} times, not once: {self.old!r}")
-        return text.replace(self.old, self.new)
+    def __str__(self) -> str:
+        old, new = (" ".join(text.split()) for text in (self.old, self.new))
+        return f"{self.file}: {old}  ->  {new}  [{self.test.rpartition('/')[2]}]"
+
+    def problem(self) -> str:
+        """Why the file cannot be changed so; empty where it can."""
+        path = ROOT / self.file
+        count = path.read_text(encoding="utf-8").count(self.old) if path.is_file() else 0
+        if count != 1:
+            return f"the old text occurs {count} times in {self.file}, not once"
+        return "the new text is the old one" if self.new == self.old else ""
+
+    def mutated(self) -> str:
+        """The changed text of the file."""
+        return (ROOT / self.file).read_text(encoding="utf-8").replace(self.old, self.new)
 
 
 def read_mutants() -> list[Mutant]:

@@ -1,64 +1,89 @@
-"""The table of mutants fits the sources, and the runner's copy is what a mutated test imports."""
+"""The table of mutants fits the sources and tests, and a run of it says what became of each."""
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
 
-import pytest
-
-from tests.mutants.__main__ import changed, copy_tree, environment, run, verdict
-from tests.mutants.table import ROOT, Mutant, read_mutants
+from tests.mutants.__main__ import LEFT_OUT
+from tests.mutants.table import ROOT, read_mutants
 
 MUTANTS = read_mutants()
-PACKAGES = (
-    *("bamboo", "bamboo/vision", "bamboo/text", "bamboo/checkpoints", "bamboo/cli", "analysis", "finetune"),
-    *("finetune/glue", "configs/pretrain", "configs/finetune"),
-)
+PACKAGES = {
+    *("bamboo", "bamboo/vision", "bamboo/text", "bamboo/checkpoints", "bamboo/cli", "bamboo/scaling", "analysis"),
+    *("finetune", "finetune/glue", "configs/pretrain", "configs/finetune"),
+}
 
 
 def test_every_mutant_changes_its_file_and_names_a_test_that_is_there():
     for mutant in MUTANTS:
-        assert mutant.mutated() != (ROOT / mutant.file).read_text(encoding="utf-8"), mutant
+        assert not mutant.problem(), mutant
         path, _, name = mutant.test.partition("::")
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert not name or name.partition("[")[0] in tests, mutant
     assert len(set(MUTANTS)) == len(MUTANTS) >= 40
-    assert set(PACKAGES) <= {mutant.file.rpartition("/")[0] for mutant in MUTANTS}
+    assert {mutant.file.rpartition("/")[0] for mutant in MUTANTS} >= PACKAGES
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return copy_tree(tmp_path_factory.mktemp("copy"))
+TEST = """
+from importlib.util import find_spec
+from pathlib import Path
+
+from bamboo.seeds import derive_seed
 
 
-def test_what_is_imported_is_the_copy(root):
-    modules = {"bamboo.errors": "bamboo/errors.py", "bamboo.analysis": "analysis/__init__.py"}
-    modules |= {"bamboo.finetune.tables": "finetune/tables.py", "bamboo.configs": "configs/__init__.py"}
-    for module, file in modules.items():
-        path = root / file
-        text = path.read_text(encoding="utf-8")
-        path.write_text("raise ImportError('the mutated copy')\n" + text, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-c", f"import {module}"], cwd=root, env=environment(root), capture_output=True, text=True
+def test_one():
+    import bamboo.configs, bamboo.finetune.tables
+
+    assert derive_seed(1) > 9
+    assert Path(find_spec("bamboo.analysis").origin).is_relative_to(Path.cwd())
+
+
+def test_two():
+    assert False
+"""
+
+RUN = """
+import numpy, PIL.Image, pytest  # once, for all that are forked
+
+from tests.mutants.__main__ import run_all
+from tests.mutants.table import Mutant
+
+one = "tests/test_it.py::test_one"
+print(run_all([
+    Mutant("bamboo/seeds.py", ">> 1", "* 0", one),
+    Mutant("bamboo/seeds.py", ">> 1", ">> 2", one),
+    Mutant("configs/__init__.py", "\\n", "\\nraise ImportError\\n", one),
+    Mutant("finetune/tables.py", "def learning_rates", "raise ImportError\\ndef learning_rates", one),
+    Mutant("bamboo/seeds.py", "nowhere", "", one),
+    Mutant("bamboo/seeds.py", ">> 1", ">> 2", "tests/test_it.py::test_two"),
+    Mutant("bamboo/seeds.py", ">> 1", ">> 2", "tests/test_it.py::test_three"),
+], workers=2), "wrong")
+"""
+
+
+def test_a_run_tells_what_was_killed_from_what_survived_and_what_is_broken(tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+    (tree / "tests/test_it.py").write_text(TEST)
+    (tree / "configs/__init__.py").write_text("\n")
+    files = ("bamboo/seeds.py", "configs/__init__.py", "finetune/tables.py")
+    before = [(tree / file).read_text() for file in files]
+    out = subprocess.run([sys.executable, "-c", RUN], cwd=tree, capture_output=True, text=True, check=True).stdout
+    states = [
+        re.findall(rf"^(killed|SURVIVED|BROKEN) .*{text}", out, re.MULTILINE)
+        for text in (
+            r">> 1  ->  \* 0",
+            r">> 1  ->  >> 2  \[test_it.py::test_one",
+            r"configs/__init__",
+            "finetune/tables",
+            "nowhere .*occurs 0 times",
+            "test_two.*does not pass without",
+            "test_three.*does not pass without",
         )
-        path.write_text(text, encoding="utf-8")
-        assert "the mutated copy" in done.stderr, module
-
-
-def test_a_mutant_lives_in_the_copy_alone_and_is_told_from_a_test_that_fails_anyway(root):
-    (root / "tests/test_it.py").write_text(
-        "from bamboo.seeds import derive_seed\ndef test_one(): assert derive_seed(1) > 9\ndef test_two(): assert 0\n"
-    )
-    mutant = Mutant("bamboo/seeds.py", ">> 1", "* 0", "tests/test_it.py::test_one")
-    original = (root / "bamboo/seeds.py").read_text()
-    unchanged = {test: run(root, test) for test in (mutant.test, "tests/test_it.py::test_two")}
-    assert [outcome.state for outcome in unchanged.values()] == ["passed", "failed"]
-    assert verdict(root, mutant, unchanged)[0] == "killed"
-    assert verdict(root, mutant._replace(new=">> 2"), unchanged)[0] == "SURVIVED"
-    assert verdict(root, mutant._replace(test="tests/test_it.py::test_two"), unchanged)[0] == "TEST FAILS UNCHANGED"
-    assert "occurs 0 times" in verdict(root, mutant._replace(old="nowhere"), unchanged)[0]
-    assert run(root, "tests/none.py").state == "broken"
-    with pytest.raises(KeyboardInterrupt), changed(root, mutant):
-        raise KeyboardInterrupt
-    assert (root / "bamboo/seeds.py").read_text() == original == (ROOT / "bamboo/seeds.py").read_text()
+    ]
+    assert states == [["killed"], ["SURVIVED"], ["killed"], ["killed"], ["BROKEN"], ["BROKEN"], ["BROKEN"]], out
+    assert out.endswith("4 wrong\n")
+    assert [(tree / file).read_text() for file in files] == before
