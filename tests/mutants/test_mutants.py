@@ -11,7 +11,17 @@ from tests.mutants.table import ROOT, read_mutants
 
 MUTANTS = read_mutants()
 PACKAGES = {
-    *("bamboo", "bamboo/vision", "bamboo/text", "bamboo/checkpoints", "bamboo/cli", "bamboo/scaling", "analysis"),
+    *(
+        "bamboo",
+        "bamboo/vision",
+        "bamboo/text",
+        "bamboo/checkpoints",
+        "bamboo/cli",
+        "bamboo/fit",
+        "bamboo/scaling",
+        "bamboo/study",
+        "analysis",
+    ),
     *("finetune", "finetune/glue", "configs/pretrain", "configs/finetune"),
 }
 
