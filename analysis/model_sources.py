@@ -10,15 +10,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from bamboo import vision as vision  # importing it registers the named shapes with timm
-from bamboo.errors import InputError, unknown
-from bamboo.files import is_text_checkpoint, read_file
+from bamboo.checkpoints import find_source, load_encoder
+from bamboo.checkpoints.reading import pixel_statistics
+from bamboo.checkpoints.sources import RANDOM, Source
+from bamboo.errors import InputError, loading
 from bamboo.vision.encoder import fix_positions, init_weights
 
 from .architectures import find_stack
 from .feeding import reads_text
-
-RANDOM = "@random"
 
 
 @dataclass(frozen=True)
@@ -46,42 +45,38 @@ class Opened:
     tokenizer: Any = None
 
 
-def open_model(text: str, image_size: int | None = None, seed: int = 0) -> Opened:
-    """The model that `[label=]MODEL` names.
-
-    MODEL is a checkpoint of this project or of the reference MAE release; `timm:NAME`, `timm:NAME@FILE`; `hf:FOLDER` or
-    `hf:NAME`; and `timm:NAME@random` or `hf:FOLDER@random` for the architecture with freshly drawn weights.
+def open_model(text: str, image_size: int | None = None, seed: int = 0, blocks: str | None = None) -> Opened:
+    """The model that `[label=]SOURCE` names, where SOURCE is any of which `bamboo.checkpoints.sources` knows.
 
     Args:
         text: what a person typed.
         image_size: side of the images, where it is not to be the model's own.
         seed: of random weights.
+        blocks: path of the list of blocks, where it cannot be found.
 
     Raises:
         InputError: for a name that leads to no model, with near ones where there are any.
     """
-    label, source = split_label(text)
-    random = source.endswith(RANDOM)
-    name = source.removesuffix(RANDOM)
-    tokenizer = None
+    label, name = split_label(text)
+    source = find_source(name)
+    notes: tuple[str, ...] = ()
+    tokenizer: Any = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name.startswith("hf:") or (Path(name) / "config.json").is_file():
-            model, notes = _open_huggingface(name.removeprefix("hf:"), random, image_size)
-            tokenizer = open_tokenizer(name.removeprefix("hf:")) if reads_text(model) else None
-        elif random:
-            model, notes = _create_timm(name, image_size), ()
-        elif name.startswith("timm:") and not _is_plain(name):
-            model, notes = _load_timm(name, image_size), ()
-        elif Path(name).is_file() and is_text_checkpoint(read_file(name)):
+        if source.kind == "text":
             from bamboo.text.checkpoints import load_text
 
             whole, tokenizer, notes = load_text(name)
-            model = whole.base_model
+            model: nn.Module = whole.base_model
+        elif source.kind == "transformers" or (source.kind == "vit" and source.random):
+            model, tokenizer, notes = _open_transformers(source, image_size)
+        elif source.kind == "timm" and not source.content and not _is_read(source, blocks):
+            model = _open_timm(source, image_size)
         else:
-            model, notes = _load(name, image_size)
+            model, report = load_encoder(name, image_size)
+            notes = report.notes
     size, in_chans = _images_of(model)
-    return Opened(label or name_of(source), source, model.eval(), size, in_chans, notes, tokenizer=tokenizer)
+    return Opened(label or name_of(name), name, model.eval(), size, in_chans, notes, tokenizer=tokenizer)
 
 
 def split_label(text: str) -> tuple[str, str]:
@@ -117,7 +112,7 @@ def fresh_copy(opened: Opened, seed: int = 0) -> Opened:
             new = copy.deepcopy(model)
             _redraw(new, of_timm=opened.source.startswith("timm:"))
         elif opened.source.startswith("timm:"):
-            new = _create_timm(opened.source.partition("@")[0], opened.size)
+            new = _create_timm(find_source(opened.source).name, opened.size)
         else:
             raise InputError(f"{opened.label}: no known way to initialise a {type(model).__name__} anew")
     if hasattr(model, "pretrained_cfg"):
@@ -144,24 +139,15 @@ def _redraw(model: VisionTransformer, of_timm: bool) -> None:
         model.pos_embed.copy_(table)
 
 
-def _load(name: str, image_size: int | None) -> tuple[nn.Module, tuple[str, ...]]:
-    from bamboo.checkpoints import load_encoder
-
-    encoder, report = load_encoder(name, image_size)
-    if Path(name).is_file():
-        # A checkpoint of this project says how its pixels were standardised.
-        told = read_file(name).get("hyper_parameters") or {}
-        if told.get("mean") and told.get("std"):
-            encoder.pretrained_cfg = {"mean": told["mean"], "std": told["std"]}
-    return encoder, report.notes
+def _is_read(source: Source, blocks: str | None) -> bool:
+    """Whether `load_encoder` reads a model of timm: a plain ViT. Raises `InputError` for one without blocks."""
+    with torch.device("meta"):
+        model = _create_timm(source.name, None)
+    find_stack(model, blocks)
+    return isinstance(model, VisionTransformer) and not source.random
 
 
 def _create_timm(name: str, image_size: int | tuple[int, int] | None, **weights: Any) -> nn.Module:
-    kind, _, name = name.partition(":")
-    if kind != "timm":
-        raise InputError(f"random weights need timm:NAME{RANDOM} or hf:FOLDER{RANDOM}")
-    if not timm.is_model(name):
-        raise unknown("timm model", name, timm.list_models())
     size = {"img_size": image_size} if image_size else {}
     try:
         return timm.create_model(name, **size, **weights)  # type: ignore[no-any-return]
@@ -169,69 +155,35 @@ def _create_timm(name: str, image_size: int | tuple[int, int] | None, **weights:
         raise InputError(f"timm:{name} cannot be built for images of {image_size} pixels: {error}") from error
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a model of timm is a plain ViT, as `load_encoder` reads. Raises `InputError` for one without blocks."""
-    with torch.device("meta"):
-        model = _create_timm(name.partition("@")[0], None)
-    find_stack(model)
-    return isinstance(model, VisionTransformer)
+def _open_timm(source: Source, image_size: int | None) -> nn.Module:
+    if source.path and not source.path.is_file():
+        raise InputError(f"{source.path} is missing: give the path of the weights of {source.name}")
+    weights = {"checkpoint_path": str(source.path)} if source.path else {"pretrained": not source.random}
+    with loading(f"timm:{source.name}", f": give a file of its weights, timm:{source.name}@FILE"):
+        return _create_timm(source.name, image_size, **weights)
 
 
-def _load_timm(name: str, image_size: int | None) -> nn.Module:
-    name, _, file = name.partition("@")
-    if file and not Path(file).is_file():
-        raise InputError(f"{file} is missing: give the path of the weights of {name}")
-    weights = {"checkpoint_path": file} if file else {"pretrained": True}
+def _open_transformers(source: Source, image_size: int | None) -> tuple[nn.Module, Any, tuple[str, ...]]:
+    """A model of transformers, the tokenizer of one that reads texts, and notes."""
     try:
-        return _create_timm(name, image_size, **weights)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name} cannot be loaded ({reason}): give a file of its weights, {name}@FILE") from error
-
-
-def _open_huggingface(name: str, random: bool, image_size: int | None) -> tuple[nn.Module, tuple[str, ...]]:
-    try:
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
     except ImportError as error:
         raise InputError("hf: models need transformers: pip install 'bamboo-mae[text]'") from error
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        if config.model_type in ("vit", "vit_mae") and not random:
-            return _load(name if Path(name).is_dir() else f"hf:{name}", image_size)
-        model = AutoModel.from_config(config) if random else AutoModel.from_pretrained(name, trust_remote_code=False)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        hint = f"; for random weights say hf:{name}{RANDOM}" if (Path(name) / "config.json").is_file() else ""
-        raise InputError(f"hf:{name} cannot be loaded: {reason}{hint}") from error
-    if image_size and not reads_text(model) and image_size != model.config.image_size:
-        raise InputError(f"hf:{name} reads images of {model.config.image_size} pixels alone: leave image_size out")
-    return model, _pixel_statistics(model, Path(name))
-
-
-def open_tokenizer(name: str) -> Any:
-    """The tokenizer of a Hugging Face model. Raises `InputError` where there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{name} has no tokenizer that can be loaded: {reason}") from error
-
-
-def _pixel_statistics(model: nn.Module, folder: Path) -> tuple[str, ...]:
+    name = source.name
+    with loading(f"hf:{name}", "" if source.random else f"; for random weights say hf:{name}{RANDOM}"):
+        if source.random:
+            model = AutoModel.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        else:
+            model = AutoModel.from_pretrained(name, trust_remote_code=False)
     if reads_text(model):
-        return ()
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return ("no preprocessor_config.json: pixels are standardised with the mean and deviation of ImageNet",)
-    import json
-
-    told = json.loads(path.read_text(encoding="utf-8"))
-    model.pretrained_cfg = {"mean": told.get("image_mean", ()), "std": told.get("image_std", ())}  # type: ignore[assignment]
-    return ()
+        with loading(f"the tokenizer of {name}"):
+            return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), ()
+    if image_size and image_size != model.config.image_size:
+        raise InputError(f"hf:{name} reads images of {model.config.image_size} pixels alone: leave image_size out")
+    if pixels := pixel_statistics(source.path):
+        model.pretrained_cfg = pixels
+        return model, None, ()
+    return model, None, ("no preprocessor_config.json: pixels are standardised with ImageNet's mean and deviation",)
 
 
 def _images_of(model: nn.Module) -> tuple[tuple[int, int] | None, int]:

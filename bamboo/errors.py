@@ -1,6 +1,7 @@
 """The one exception that means "what you gave me cannot work", and the near names it suggests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -15,3 +16,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     some = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {some}"
     return InputError(f"unknown {kind} {name!r}: {hint}")
+
+
+@contextmanager
+def loading(name: str, hint: str = "") -> Iterator[None]:
+    """Make one line of what timm and transformers raise, in many lines, for a model that they cannot load."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name} cannot be loaded ({reason}){hint}") from error

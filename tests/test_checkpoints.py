@@ -203,6 +203,7 @@ def test_hugging_face_export_says_how_pixels_are_standardised(tmp_path: Path) ->
     for source in (path, tmp_path):
         assert torch.allclose(pixel_scale(source).mean.flatten() / 255, torch.tensor([0.1, 0.2, 0.3]))
         assert torch.allclose(pixel_scale(source).std.flatten() / 255, torch.tensor([0.4, 0.5, 0.6]))
+        assert load_encoder(source)[0].pretrained_cfg == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").unlink()
     assert torch.allclose(pixel_scale(tmp_path).mean.flatten() / 255, torch.tensor(IMAGENET_MEAN))
 

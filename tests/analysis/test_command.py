@@ -241,7 +241,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "stages with weights": (["timm:swin_tiny_patch4_window7_224", "digits"], {}, "merges tokens between"),
     "convolutions": (["timm:resnet18@random", "digits"], {}, "no list of transformer blocks"),
     "missing file": (["nothing.ckpt", "digits"], {}, "nothing.ckpt is missing"),
-    "unknown name of the hub": (["hf:nobody/nothing", "digits"], {}, "hf:nobody/nothing cannot be loaded"),
+    "unknown name of the hub": (["hf:nobody/nothing", "digits"], {}, "hf:nobody/nothing is no folder here"),
     "text for images": (["CHECKPOINT", "NOVEL"], {}, "mae reads images, and .* holds none"),
     "images for text": (["hf:BERT", "digits"], {}, "reads texts, and digits holds none"),
     "unknown data": (["CHECKPOINT", "digit"], {}, "did you mean 'digits'"),
