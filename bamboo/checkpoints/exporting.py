@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from bamboo.checkpoints.key_maps import Tensors, to_huggingface, to_reference
-from bamboo.checkpoints.loading import classifier_tensors, load_encoder, mae_of
+from bamboo.checkpoints.key_maps import Tensors, to_config, to_huggingface, to_reference
+from bamboo.checkpoints.loading import classifier_tensors, load_encoder, load_mae
 from bamboo.checkpoints.reading import Checkpoint, Head, read_source
 from bamboo.checkpoints.sources import read_json
 from bamboo.errors import InputError, unknown
@@ -97,7 +97,7 @@ def _write_mae(model: Checkpoint, format: str, out: Path) -> list[Path]:
     height, width = model.patches.image_size
     if height != width:
         raise InputError(f"format {format} knows square images alone, not {height}x{width}: export as timm")
-    tensors = mae_of(model).state_dict()
+    tensors = load_mae(model.source).state_dict()
     if format == "hf":
         return _write_vit(model, to_huggingface(tensors), out)
     renamed = {key: tensor.clone() for key, tensor in to_reference(tensors).items()}
@@ -108,8 +108,13 @@ def _write_mae(model: Checkpoint, format: str, out: Path) -> list[Path]:
 
 def _write_vit(model: Checkpoint, tensors: Tensors, out: Path) -> list[Path]:
     """A folder of transformers' ViTForImageClassification, or, without a head, of its ViTMAEForPreTraining."""
-    arguments, (side, _) = _arguments(model), model.patches.image_size
-    mean, std = _mean_and_std(model)
+    arguments, (side, _), (mean, std) = _arguments(model), model.patches.image_size, _mean_and_std(model)
+    config = to_config({**arguments, "image_size": side}, decoder=model.head is None)
+    config |= {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"}
+    if model.head:
+        config |= {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
+        config["id2label"] = dict(enumerate(model.head.classes))
+        config["label2id"] = {name: number for number, name in enumerate(model.head.classes)}
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "size": {"height": side, "width": side},
@@ -119,40 +124,9 @@ def _write_vit(model: Checkpoint, tensors: Tensors, out: Path) -> list[Path]:
     }
     return [
         write_weights(out / "model.safetensors", tensors, arguments),
-        _write_json(out / "config.json", _vit_config(arguments, side, model.head)),
+        _write_json(out / "config.json", config),
         _write_json(out / "preprocessor_config.json", processor),
     ]
-
-
-def _vit_config(arguments: dict[str, Any], side: int, head: Head | None) -> dict[str, Any]:
-    encoder, decoder = find_shape(arguments["shape"]), find_shape(arguments["decoder_shape"])
-    config = {
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.mlp_width,
-        "layer_norm_eps": arguments["layer_norm_eps"],
-        "image_size": side,
-        "patch_size": arguments["patch_size"],
-        "num_channels": arguments["in_chans"],
-        "qkv_bias": arguments["qkv_bias"],
-    }
-    if head:
-        labels = {str(number): name for number, name in enumerate(head.classes)}
-        numbers = {name: int(number) for number, name in labels.items()}
-        kind = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
-        return {**config, **kind, "id2label": labels, "label2id": numbers}
-    return {
-        **config,
-        "architectures": ["ViTMAEForPreTraining"],
-        "model_type": "vit_mae",
-        "decoder_hidden_size": decoder.width,
-        "decoder_num_hidden_layers": decoder.depth,
-        "decoder_num_attention_heads": decoder.heads,
-        "decoder_intermediate_size": decoder.mlp_width,
-        "mask_ratio": arguments["mask_ratio"],
-        "norm_pix_loss": arguments["norm_pix"],
-    }
 
 
 def _arguments(model: Checkpoint) -> dict[str, Any]:

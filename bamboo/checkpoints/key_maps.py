@@ -7,9 +7,13 @@ reported under the name that stands in the file.
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bamboo.shapes import Shape, find_shape
 
 Tensors = dict[str, Tensor]
 
@@ -117,3 +121,51 @@ def _with_class_row(tensors: Tensors) -> Tensors:
     if positions is None:
         return tensors
     return {**tensors, "decoder.pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
+
+
+# Keys of the config.json of transformers' ViT and ViTMAE: of a `Shape`, with `decoder_` before them too, and others.
+SHAPE_KEYS = {
+    "depth": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+}
+CONFIG_KEYS = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "in_chans": "num_channels",
+    "qkv_bias": "qkv_bias",
+    "layer_norm_eps": "layer_norm_eps",
+    "mask_ratio": "mask_ratio",
+    "norm_pix": "norm_pix_loss",
+}
+CONFIG_DEFAULTS = {
+    **{"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    **{"decoder_num_hidden_layers": 8, "decoder_hidden_size": 512, "decoder_num_attention_heads": 16},
+    **{"decoder_intermediate_size": 2048, "image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True},
+    **{"layer_norm_eps": 1e-12, "mask_ratio": 0.75, "norm_pix_loss": False},
+}
+"""Those of transformers."""
+
+
+def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model in the config of a Hugging Face ViT, ViTMAE or BEiT."""
+    config = {**CONFIG_DEFAULTS, **config}
+    if not isinstance(config["patch_size"], int):
+        config["patch_size"] = config["patch_size"][0]
+    shapes = {
+        key: Shape.of(**{size: config[prefix + name] for size, name in SHAPE_KEYS.items()})
+        for key, prefix in (("shape", ""), ("decoder_shape", "decoder_"))
+    }
+    return {**{key: config[name] for key, name in CONFIG_KEYS.items()}, **shapes}
+
+
+def to_config(arguments: Mapping[str, Any], decoder: bool) -> dict[str, Any]:
+    """The config of a Hugging Face ViTMAE, or without a decoder of a ViT."""
+    stacks = {"": arguments["shape"], **({"decoder_": arguments["decoder_shape"]} if decoder else {})}
+    sizes = {
+        prefix + name: getattr(find_shape(shape), size)
+        for prefix, shape in stacks.items()
+        for size, name in SHAPE_KEYS.items()
+    }
+    return {**sizes, **{name: arguments[key] for key, name in CONFIG_KEYS.items()}}

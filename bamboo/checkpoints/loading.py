@@ -107,12 +107,8 @@ def load_mae(source: str | Path) -> MaskedAutoencoder:
     Raises:
         InputError: where the source cannot be read, has no decoder, or a weight is missing or of another shape.
     """
-    return mae_of(read_source(source))
-
-
-def mae_of(checkpoint: Checkpoint) -> MaskedAutoencoder:
-    """The masked autoencoder that weights belong to, in evaluation mode. Raises `InputError` as `load_mae` does."""
-    tensors, source = dict(checkpoint.tensors), checkpoint.source
+    checkpoint = read_source(source)
+    tensors = dict(checkpoint.tensors)
     if "decoder.embed.weight" not in tensors or not checkpoint.arguments["qkv_bias"]:
         raise InputError(f"{source} ({checkpoint.kind}) is no masked autoencoder: it has no decoder of ours")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from bamboo.checkpoints.key_maps import PREFIXES, Tensors, from_huggingface, from_timm
+from bamboo.checkpoints.key_maps import PREFIXES, Tensors, from_config, from_huggingface, from_timm
 from bamboo.checkpoints.sources import Source, find_source, read_folder, read_json
 from bamboo.errors import InputError, unknown
 from bamboo.files import read_file
@@ -214,7 +214,7 @@ def _read_vit(source: Source) -> Checkpoint:
     content = read_folder(source)
     tensors, names = from_huggingface(_tensors(source.text, content))
     kind = {"vit": "a Hugging Face ViT", "vit_mae": "a Hugging Face ViTMAE"}.get(config["model_type"], "a BEiT")
-    arguments, head = {**KNOWN, **_config_arguments(config), **pixel_statistics(source.path)}, None
+    arguments, head = {**KNOWN, **from_config(config), **pixel_statistics(source.path)}, None
     if any(name.endswith("ForImageClassification") for name in config.get("architectures") or []):
         labels = config.get("id2label") or {"0": "0", "1": "1"}  # transformers' default is two labels
         pool: Pool = "avg" if config["model_type"] == "beit" else "token"
@@ -227,28 +227,3 @@ def pixel_statistics(folder: Path | None) -> dict[str, Any]:
     path = folder and folder / "preprocessor_config.json"
     processor = read_json(path) if path and path.is_file() else {}
     return {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
-
-
-def _config_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `build_mae` in the config of a Hugging Face ViT or ViTMAE, with transformers' own defaults."""
-
-    def shape(prefix: str, depth: int, width: int, heads: int, hidden: int) -> Shape:
-        return Shape.of(
-            config.get(f"{prefix}num_hidden_layers", depth),
-            config.get(f"{prefix}hidden_size", width),
-            config.get(f"{prefix}num_attention_heads", heads),
-            config.get(f"{prefix}intermediate_size", hidden),
-        )
-
-    size, patch_size = config.get("image_size", 224), config.get("patch_size", 16)
-    return {
-        "shape": shape("", 12, 768, 12, 3072),
-        "image_size": size if isinstance(size, int) else tuple(size),
-        "patch_size": patch_size if isinstance(patch_size, int) else patch_size[0],
-        "in_chans": config.get("num_channels", 3),
-        "mask_ratio": config.get("mask_ratio", 0.75),
-        "norm_pix": config.get("norm_pix_loss", False),
-        "decoder_shape": shape("decoder_", 8, 512, 16, 2048),
-        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
-        "qkv_bias": config.get("qkv_bias", True),
-    }
