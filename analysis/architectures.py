@@ -13,10 +13,20 @@ from torch import Tensor, nn
 from bamboo.errors import InputError, unknown
 
 FINAL_NORMS = ("norm", "final_norm", "layernorm", "ln", "LayerNorm", "ln_f", "post_layernorm")
-SECOND_NORMS = ("norm2", "layernorm_after", "mlp_norm", "ln_2", "layer_norm2", "intermediate.LayerNorm")
+SECOND_NORMS = (
+    "norm2",
+    "layernorm_after",
+    "mlp_norm",
+    "ln_2",
+    "layer_norm2",
+    "intermediate.LayerNorm",
+    "pre_feedforward_layernorm",  # Gemma, where a norm of the name below belongs to the branch
+    "post_attention_layernorm",  # Llama, Mistral, Qwen
+)
 POST_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 ATTENTIONS = ("attn", "self_attention", "self_attn", "attention")
-VALUES = ("value", "v_proj", "qkv", "Wqkv", "in_proj_weight")
+FUSED = ("qkv", "Wqkv", "in_proj_weight")
+VALUES = ("value", "v_proj", *FUSED)
 OUTPUTS = ("proj", "Wo", "out_proj", "o_proj")
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 OTHER_PREFIX = ("reg_token", "register_tokens", "dist_token", "distillation_token")
@@ -131,13 +141,14 @@ def find_branches(block: nn.Module) -> Branches | None:
     post = [_get(block, name) for name in POST_NORMS]
     if isinstance(post[0], nn.Module) and isinstance(post[1], nn.Module):
         return Branches(post[0], post[1])
-    if (
-        "Post" in type(block).__name__
-    ):  # timm's blocks that normalise a branch before adding it: the MLP reads the stream
-        middle = _get(block, "mlp")
-    else:
-        middle = next((part for name in SECOND_NORMS if (part := _get(block, name)) is not None), None)
+    names = ("mlp",) if _norms_branches(block) and _get(block, "pre_feedforward_layernorm") is None else SECOND_NORMS
+    middle = next((part for name in names if (part := _get(block, name)) is not None), None)
     return Branches(middle, None) if isinstance(middle, nn.Module) else None
+
+
+def _norms_branches(block: nn.Module) -> bool:
+    """Whether a branch is normalised before it is added, as in some blocks of timm, in Gemma 2 and in OLMo 2."""
+    return "Post" in type(block).__name__ or _get(block, "post_feedforward_layernorm") is not None
 
 
 def find_attention(block: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -158,11 +169,12 @@ def find_attention(block: nn.Module) -> tuple[nn.Module, nn.Module]:
 def projection_norms(block: nn.Module, heads: int) -> tuple[float, float] | None:
     """sigma_1 and sigma_2: the largest spectral norms among the heads' value and output projections.
 
-    None where attention is more than softmax and these two projections, so that the bound does not speak of it.
+    With grouped queries there are fewer value projections than the `heads` of queries. None where attention is more
+    than softmax and these two projections, so that the bound does not speak of it.
     """
     core, out = find_attention(block)
     extra = [getattr(core, name, None) for name in ("gate", "norm")]
-    value = next((found for name in VALUES if (found := _weight(_get(core, name))) is not None), None)
+    name, value = next(((n, w) for n in VALUES if (w := _weight(_get(core, n))) is not None), ("", None))
     output = (
         _weight(out)
         if core is not out
@@ -171,7 +183,9 @@ def projection_norms(block: nn.Module, heads: int) -> tuple[float, float] | None
     if value is None or output is None or any(part is not None and not isinstance(part, nn.Identity) for part in extra):
         return None
     inner = output.shape[1]  # the width of all heads together
-    values = value[-inner:].float().reshape(heads, inner // heads, -1)
+    if name in FUSED:  # queries of that width come first, then as many keys as values
+        value = value[-(len(value) - inner) // 2 :]
+    values = value.float().reshape(-1, inner // heads, value.shape[1])
     outputs = output.float().reshape(-1, heads, inner // heads).transpose(0, 1)
     first, second = (torch.linalg.matrix_norm(part, ord=2).max().item() for part in (values, outputs))
     return first, second
@@ -180,7 +194,7 @@ def projection_norms(block: nn.Module, heads: int) -> tuple[float, float] | None
 @torch.no_grad()
 def branch_scale(block: nn.Module) -> float:
     """The most that a layer scale multiplies what attention gives; 1 without one, NaN where a norm follows instead."""
-    if "Post" in type(block).__name__:
+    if _norms_branches(block):
         return float("nan")
     scale = next((found for name in LAYER_SCALES if isinstance(found := _get(block, name), Tensor)), None)
     return 1.0 if scale is None else scale.abs().max().item()

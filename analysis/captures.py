@@ -139,9 +139,13 @@ class _Tap:
 
     def between(self, layer: int) -> Callable[..., None]:
         def hook(norm: nn.Module, args: tuple[Any, ...]) -> None:
-            if self.before is not None and not in_backward():
-                self.middle = _tokens(args, f"block {layer}")
-                self.hand(State(layer, "attention", self.middle - self.before, self.before))
+            if self.before is None or in_backward():
+                return
+            middle = _tokens(args, f"block {layer}")
+            if middle.data_ptr() == self.before.data_ptr():
+                return  # the branches run side by side, on what the block received
+            self.middle = middle
+            self.hand(State(layer, "attention", middle - self.before, self.before))
 
         return hook
 

@@ -123,5 +123,10 @@ def _fusing_switches(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
         if getattr(module, "fused_attn", None) is False:
             yield module, "fused_attn", True
         config = getattr(module, "config", None)
+        if getattr(config, "attn_logit_softcapping", None):
+            raise InputError(
+                f"{type(model).__name__} caps the logits of its attention, which PyTorch's fused attention does not do: "
+                "leave the measures of attention out"
+            )
         if getattr(config, "_attn_implementation", "sdpa") != "sdpa":
             yield config, "_attn_implementation", "sdpa"

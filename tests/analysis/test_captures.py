@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,14 +11,27 @@ import transformers
 from torch import nn
 
 from bamboo.analysis import State, capture
-from bamboo.analysis.architectures import find_prefix, find_stack
+from bamboo.analysis.architectures import find_prefix, find_stack, projection_norms
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 from bamboo.vision.encoder import block_states, embed
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pixels import patchify
 
-from .tiny import DEPTH, PREFIX, TEXT, VISION, image, images, sentences, text, timm_vit, torchvision_vit
+from .tiny import (
+    CAUSAL,
+    DEPTH,
+    GROUPED,
+    PREFIX,
+    TEXT,
+    VISION,
+    image,
+    images,
+    sentences,
+    text,
+    timm_vit,
+    torchvision_vit,
+)
 
 ALL = {**VISION, **TEXT}
 
@@ -297,6 +311,52 @@ def test_models_without_blocks_and_wrong_names_are_refused():
         find_stack(timm_vit(), "block")
     with pytest.raises(InputError, match="not a list"):
         find_stack(timm_vit(), "patch_embed")
+
+
+def test_capped_attention_is_refused_where_attention_is_looked_at():
+    model = text("Gemma2", **GROUPED, attn_logit_softcapping=50.0)
+    assert len(stream(states_of(model, "BERT"))) == DEPTH + 1
+    with pytest.raises(InputError, match="Gemma2Model caps the logits.*measures of attention"):
+        states_of(model, "BERT", attention=True)
+
+
+def test_branches_that_run_side_by_side_are_not_taken_for_ones_that_follow():
+    kinds = {parallel: text("GPTNeoX", use_parallel_residual=parallel) for parallel in (True, False)}
+    seen = {parallel: states_of(model, "BERT", branches=True) for parallel, model in kinds.items()}
+    assert not [s for s in seen[True] if s.position in ("attention", "mlp")]
+    assert len([s for s in seen[False] if s.position == "attention"]) == DEPTH
+
+
+@pytest.mark.parametrize("kind", ["BERT", "ModernBERT", *CAUSAL])
+def test_norms_of_projections_are_those_of_every_head_written_out(kind: str):
+    model = TEXT[kind]()
+    (hidden, heads, width), block = (32, 4, 8), find_stack(model).blocks[1]
+    if kind == "BERT":
+        value, out = block.attention.self.value.weight, block.attention.output.dense.weight
+    elif kind == "ModernBERT":
+        value, out = block.attn.Wqkv.weight[-hidden:], block.attn.Wo.weight
+    else:
+        value, out = block.self_attn.v_proj.weight, block.self_attn.o_proj.weight
+    value, out = value.detach().double().numpy(), out.detach().double().numpy()
+    assert len(value) == (16 if kind in CAUSAL else hidden)  # two heads of values for four of queries
+    first = [np.linalg.svd(value[i : i + width], compute_uv=False)[0] for i in range(0, len(value), width)]
+    second = [np.linalg.svd(out[:, i : i + width], compute_uv=False)[0] for i in range(0, hidden, width)]
+    assert projection_norms(block, heads) == pytest.approx((max(first), max(second)), rel=1e-5)
+
+
+def test_fused_projections_of_grouped_queries_are_told_apart():
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(16, 4 * 4 + 2 * 2 * 4), nn.Linear(16, 16)
+
+    block = nn.ModuleDict({"attn": (part := Attention())})
+    with torch.no_grad():
+        part.qkv.weight.zero_()
+        for row, height in ((0, 9.0), (16, 8.0), (24, 3.0), (28, 2.0)):  # a query, a key, the first and second value
+            part.qkv.weight[row, 0] = height
+        part.proj.weight.copy_(5 * torch.eye(16))
+    assert projection_norms(block, 4) == pytest.approx((3.0, 5.0))
 
 
 def test_blocks_can_be_named():

@@ -74,11 +74,15 @@ PREFIX = {
     "HF DeiT": (True, 1),
     "HF DINOv2 with registers": (True, 4),
 }
+CAUSAL = {"Llama": "Llama", "Mistral": "Mistral", "Qwen 3": "Qwen3", "Gemma 3": "Gemma3Text", "OLMo 2": "Olmo2"}
+NORMED_BRANCHES = ("timm post-norm branches", "Gemma 3", "OLMo 2")
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 TEXT: dict[str, Callable[[], nn.Module]] = {
     "BERT": partial(text, "Bert"),
     "RoBERTa": partial(text, "Roberta"),
     "pre-norm RoBERTa": partial(text, "RobertaPreLayerNorm"),
     "ModernBERT": partial(text, "ModernBert", local_attention=8, global_attn_every_n_layers=2),
+    **{name: partial(text, kind, **GROUPED) for name, kind in CAUSAL.items()},
 }
 
 
