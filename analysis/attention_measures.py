@@ -11,18 +11,22 @@ from .precision import in_fp32
 
 
 @in_fp32
-def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean entropy of a query's attention over log n, in [0, 1]: 1 is uniform attention. (batch, heads).
+def attention_entropy(attention: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+    """Mean over queries of the entropy of their attention over log n_i, in [0, 1]: 1 is uniform. (batch, heads).
+
+    n_i is the number of keys that query i may read. A query that may read one key alone, such as the first of a causal
+    model, has nothing to choose and is left out of the mean.
 
     Args:
         attention: probabilities (batch, heads, tokens, tokens).
-        mask: (batch, tokens), true for the n tokens that take part.
+        mask: (batch, tokens), true for tokens that take part.
+        visible: (batch, heads, tokens, tokens), true where a query may read a key; without it each reads all.
     """
     mask = _mask(attention, mask)
-    count = mask.sum(1, keepdim=True)
-    entropy = torch.special.entr(_keep(attention, mask)).sum((2, 3)) / count
-    share: Tensor = entropy / count.log()
-    return share.where(count > 1, torch.nan)
+    allowed = _pairs(mask) if visible is None else _pairs(mask) & visible
+    keys = allowed.sum(-1)
+    entropy: Tensor = torch.special.entr(attention.masked_fill(~allowed, 0.0)).sum(-1) / keys.log()
+    return entropy.where(keys > 1, 0.0).sum(-1) / (keys > 1).sum(-1)  # without any such query 0 / 0
 
 
 @in_fp32
@@ -92,5 +96,9 @@ def _mask(maps: Tensor, mask: Tensor | None) -> Tensor:
 
 def _keep(maps: Tensor, mask: Tensor) -> Tensor:
     """Zeros where the query or the key does not take part."""
-    both: Tensor = mask[:, None, :, None] & mask[:, None, None, :]
-    return maps.masked_fill(~both, 0.0)
+    return maps.masked_fill(~_pairs(mask), 0.0)
+
+
+def _pairs(mask: Tensor) -> Tensor:
+    """True where query and key take part: (batch, 1, tokens, tokens)."""
+    return mask[:, None, :, None] & mask[:, None, None, :]

@@ -25,6 +25,8 @@ def profile_command(
     mask_ratio: float = 0.0,
     measures: list[str] = [*DEFAULT],  # noqa: B006 (never changed)
     tokens: Literal["patches", "all"] = "patches",
+    blocks: str | None = None,
+    prefix: int | None = None,
     image_size: int | None = None,
     max_length: int = 128,
     pictures: int = 3,
@@ -49,6 +51,9 @@ def profile_command(
         mask_ratio: share of patches to leave out at random, as in masked pretraining; 0 for whole images.
         measures: names of measures, or of groups of them: stream, branches, attention, ranks, pairs, all.
         tokens: count patches (in texts: words) alone, or all, with class token and registers.
+        blocks: path of the list of blocks in the models, such as encoder.blocks, where it cannot be found or there are
+            several.
+        prefix: number of tokens before the patches (class token first, then registers), where they cannot be found.
         image_size: side of the images in pixels, where it is not to be the model's own.
         max_length: tokens of a piece of text.
         pictures: number of sample images for maps of token similarity.
@@ -71,7 +76,7 @@ def profile_command(
 
     _check(samples, batch_size, max_length, choose(measures))
     check_data(data)
-    place, opened = _device(device), _open(models, image_size, seed, baseline)
+    place, opened = _device(device), _open(models, image_size, seed, baseline, blocks)
     profiles, maps, said = [], [], f"{data}, line by line" if by_line else data
     for one in opened:
         print(f"{one.label}: {one.source}", *one.notes, sep="\n  ")
@@ -84,13 +89,15 @@ def profile_command(
             tokens,
             mask_ratio,
             samples,
-            precision=precision,
-            seed=seed,
-            label=one.label,
+            blocks,
+            prefix,
+            precision,
+            seed,
+            one.label,
             progress=True,
         )
         profiles.append(found.told(one.notes, one.baseline, source=one.source, data=said))
-        maps += [] if mask_ratio else maps_of(one, data, pictures)
+        maps += [] if mask_ratio else maps_of(one, data, pictures, blocks, prefix)
         one.model.cpu()
     comparison = Comparison(tuple(profiles))
     paths, sections = comparison.save(out), draw_all(comparison, maps)
@@ -119,15 +126,15 @@ def _device(name: str) -> "torch.device":
     return place
 
 
-def _open(models: list[str], image_size: int | None, seed: int, baseline: bool) -> list["Opened"]:
+def _open(models: list[str], image_size: int | None, seed: int, baseline: bool, blocks: str | None) -> list["Opened"]:
     """All models and their baselines, so that a wrong name shows before anything runs."""
     from .architectures import find_stack
     from .model_sources import fresh_copy, open_model
 
     opened = []
     for text in models:
-        one = open_model(text, image_size, seed)
-        find_stack(one.model)
+        one = open_model(text, image_size, seed, blocks)
+        find_stack(one.model, blocks)
         opened += [one, fresh_copy(one, seed)] if baseline else [one]
     labels = [one.label for one in opened]
     twice = next((label for label in labels if labels.count(label) > 1), None)
@@ -138,10 +145,12 @@ def _open(models: list[str], image_size: int | None, seed: int, baseline: bool) 
 
 def _summary(comparison: "Comparison") -> str:
     """A line for each model: similarity at the last block, and where it passes 0.5 and 0.9."""
+    from .intervals import say_first
+
     rows = [("model", "blocks", "samples", "last", "95 % interval", "passes 0.5", "passes 0.9", "slope")]
     for row in comparison.summary():
         if "last" in row:
-            passes = ("never" if row[name] is None else str(row[name]) for name in ("passes_0.5", "passes_0.9"))
+            passes = (say_first(row[name]) for name in ("passes_0.5", "passes_0.9"))
             ends = f"{row['low']:.3f} to {row['high']:.3f}"
             numbers = (
                 str(row["depth"]),

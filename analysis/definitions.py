@@ -100,8 +100,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "attention_entropy": Definition(
         "entropy of attention",
-        "mean over heads and queries of −Σ_j A_ij log A_ij / log n",
-        "1 where attention is uniform, 0 where each query reads one token",
+        "mean over heads and queries of −Σ_j A_ij log A_ij / log n_i, n_i the keys that query i may read",
+        "1 where attention is uniform, 0 where each query reads one token; a query with one key to read is left out",
         "attention",
     ),
     "second_singular_value": Definition(

@@ -14,6 +14,8 @@ from bamboo.errors import InputError
 from .architectures import find_attention
 from .precision import in_fp32
 
+HIDDEN = torch.finfo(torch.float16).min / 2
+
 
 @dataclass(frozen=True)
 class ObservedAttention:
@@ -21,6 +23,11 @@ class ObservedAttention:
 
     logits: Tensor
     probabilities: Tensor
+
+    @property
+    def visible(self) -> Tensor:
+        """True where a query may read a key: masks put minus infinity, or a type's lowest number, in place of it."""
+        return self.logits > HIDDEN
 
 
 @contextmanager
@@ -125,7 +132,7 @@ def _fusing_switches(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
         config = getattr(module, "config", None)
         if getattr(config, "attn_logit_softcapping", None):
             raise InputError(
-                f"{type(model).__name__} caps the logits of its attention, which PyTorch's fused attention does not do: "
+                f"{type(model).__name__} caps the logits of its attention, which PyTorch's fused attention does not: "
                 "leave the measures of attention out"
             )
         if getattr(config, "_attn_implementation", "sdpa") != "sdpa":

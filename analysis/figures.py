@@ -62,11 +62,12 @@ def _sections(comparison: Comparison, maps: Sequence[Maps]) -> Iterator[Section]
         yield Section(f"maps_{number}", f"Token-similarity maps: {one.label}", text, plot_maps(one))
 
 
-def maps_of(opened: Opened, data: str, count: int) -> list[Maps]:
+def maps_of(opened: Opened, data: str, count: int, blocks: str | None = None, prefix: int | None = None) -> list[Maps]:
     """Maps of token similarity over the first images of the data; none for a model of texts, or if none are wanted."""
     if not count or opened.size is None:
         return []
-    return [similarity_maps(opened.model, _first(open_data(data, opened, count, count), count), opened.label)]
+    images = _first(open_data(data, opened, count, count), count)
+    return [similarity_maps(opened.model, images, opened.label, blocks, prefix)]
 
 
 def _first(loader: Iterable[Any], count: int) -> Tensor:

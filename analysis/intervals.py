@@ -58,6 +58,11 @@ def first_above(layers: list[int], curve: Array, level: float) -> int | None:
     return next((layer for layer, value in zip(layers, curve, strict=True) if value >= level), None)
 
 
+def say_first(layer: int | None) -> str:
+    """`first_above` in words."""
+    return "never" if layer is None else str(layer) if layer else "starts above"
+
+
 def slope(layers: list[int], curve: Array) -> float:
     """Least-squares slope of a curve over relative depth: its change from the embedding to the last block, about."""
     known = np.isfinite(curve)

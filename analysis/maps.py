@@ -44,8 +44,12 @@ class Maps:
         return self.to_patch.shape[2] // 2, self.to_patch.shape[3] // 2
 
 
-def similarity_maps(model: nn.Module, images: Tensor, label: str, blocks: str | None = None) -> Maps:
+def similarity_maps(
+    model: nn.Module, images: Tensor, label: str, blocks: str | None = None, prefix: int | None = None
+) -> Maps:
     """Cosine of each patch to the central patch and to the mean patch after each block, over byte images (B, C, H, W).
+
+    `blocks` and `prefix` are those of `profile`.
 
     Raises:
         InputError: where the model cannot be profiled, or its tokens make no grid over the images.
@@ -53,7 +57,7 @@ def similarity_maps(model: nn.Module, images: Tensor, label: str, blocks: str | 
     if images.dtype != torch.uint8:
         raise InputError(f"maps are drawn over images of bytes, got {images.dtype}")
     model = encoder_of(model)
-    feeder, batch = Feeder(model, "patches", 0.0, 0), Batch(images=images.to(next(model.parameters()).device))
+    feeder, batch = Feeder(model, "patches", 0.0, 0, prefix), Batch(images=images.to(next(model.parameters()).device))
     layout = feeder.layout(batch)
     found: list[tuple[Tensor, Tensor]] = []
 

@@ -100,7 +100,8 @@ def profile(
 def _take(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[Batch]:
     """Batches up to a number of samples, cut within a batch, so that the batch size does not matter."""
     taken = 0
-    with tqdm(total=limit, unit=" samples", disable=not progress, dynamic_ncols=True) as bar:
+    hidden: dict[str, Any] = {} if progress else {"disable": True}  # told nothing, tqdm obeys TQDM_DISABLE
+    with tqdm(total=limit, unit=" samples", dynamic_ncols=True, **hidden) as bar:
         for given in loader:
             batch = read_batch(given)
             if limit is not None:

@@ -164,7 +164,7 @@ class Recorder:
         assert state.before is not None
         read, seen = self.layout.read, state.attention
         if "attention_entropy" in self.chosen:
-            yield "attention_entropy", measures.attention_entropy(seen.probabilities, read).mean(1)
+            yield "attention_entropy", measures.attention_entropy(seen.probabilities, read, seen.visible).mean(1)
         if "second_singular_value" in self.chosen:
             yield "second_singular_value", measures.second_singular_value(seen.probabilities, read).mean(1)
         if not {"smoothing_rate", *BOUNDS} & self.chosen:

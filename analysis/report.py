@@ -10,7 +10,7 @@ from bamboo.files import atomic_write
 
 from .definitions import DEFINITIONS, describe
 from .figures import Section
-from .intervals import RESAMPLES
+from .intervals import RESAMPLES, say_first
 from .profiles import Comparison
 
 CSS = """
@@ -87,7 +87,7 @@ def _summary(row: Mapping[str, Any]) -> list[str]:
     if "low" in row:
         row["interval"] = f"{row['low']:.3f} to {row['high']:.3f}"
     for name in ("passes_0.5", "passes_0.9"):
-        row[name] = "never" if row.get(name) is None else row[name]
+        row[name] = say_first(row.get(name))
     return [_text(row.get(name, "")) for name in COLUMNS]
 
 

@@ -19,7 +19,7 @@ def spectrum(tokens: Tensor, grid: tuple[int, int] | None = None, mask: Tensor |
 
     The discrete Fourier transform runs over token positions, for each of the width's features; by Parseval the shares
     sum to 1, and all but ring 0 together are the squared relative residual. For a patch grid, ring k > 0 holds the
-    frequencies that round to k cycles over the shorter side, the last ring also all beyond. For a sequence of n tokens
+    frequencies that round (halves up) to k cycles over the shorter side, the last ring also all beyond. For n tokens
     ring k of 7 holds the frequencies in ((k-1)/14, k/14] cycles per token, so that lengths compare.
 
     Args:
@@ -72,12 +72,24 @@ def _of_image(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
     field = tokens.reshape(-1, rows, columns, tokens.shape[-1])
     power = torch.view_as_real(torch.fft.rfft2(field, dim=(1, 2))).square().sum((-2, -1))  # (B, rows, half the columns)
-    down = torch.fft.fftfreq(rows, device=tokens.device)[:, None]
-    across = torch.fft.rfftfreq(columns, device=tokens.device)[None]
-    cycles = (down.square() + across.square()).sqrt() * min(grid)
-    ring = cycles.round().long().clamp(1, max(min(grid) // 2, 1))
-    ring[0, 0] = 0
+    ring = _rings_of(grid).to(tokens.device)
     return _shares(power.flatten(1) * _twice(columns, tokens).repeat(rows), ring.flatten(), ring_count(grid))
+
+
+def _rings_of(grid: tuple[int, int]) -> Tensor:
+    """The ring of each frequency (rows, half the columns), in whole numbers, so that none falls beside its bound.
+
+    u cycles down and v across are c = m sqrt((u / rows)^2 + (v / columns)^2) cycles over the shorter side m, and c
+    rounds to j or more where c^2 >= (j - 1/2)^2.
+    """
+    rows, columns = grid
+    down = torch.arange(rows).minimum(rows - torch.arange(rows))[:, None] * columns
+    across = torch.arange(columns // 2 + 1) * rows
+    energy = 4 * min(grid) ** 2 * (down.square() + across.square())
+    bounds = (2 * torch.arange(1, ring_count(grid)) - 1).square() * (rows * columns) ** 2
+    ring = (energy.unsqueeze(-1) >= bounds).sum(-1).clamp_min(1)
+    ring[0, 0] = 0
+    return ring
 
 
 def _of_sequence(tokens: Tensor) -> Tensor:
@@ -85,7 +97,7 @@ def _of_sequence(tokens: Tensor) -> Tensor:
     if count < 2:
         return tokens.new_full((len(tokens), TEXT_RINGS), torch.nan)
     power = torch.view_as_real(torch.fft.rfft(tokens, dim=1)).square().sum((-2, -1))
-    ring = (torch.fft.rfftfreq(count, dtype=torch.float64) * 2 * (TEXT_RINGS - 1)).ceil().long()
+    ring = (2 * (TEXT_RINGS - 1) * torch.arange(count // 2 + 1) + count - 1) // count  # rounded up, in whole numbers
     return _shares(power * _twice(count, tokens), ring.to(tokens.device), TEXT_RINGS)
 
 

@@ -10,7 +10,8 @@ def scaling(
 
     Args:
         runs: CSV files with the columns parameters, data (or samples, or tokens), loss, and if known batch_size,
-            learning_rate, compute, seed and name; or folders with runs of bamboo fit or studies in them.
+            learning_rate, tokens_per_sample (for compute, where data counts samples), compute, seed and name; or
+            folders with runs of bamboo fit or studies in them.
         out: folder for scaling.json, scaling.csv and figures as PNG and SVG.
         loss: name under which bamboo fit logged the loss.
         holdout: how many of the largest pairs of parameters and data to predict from the others.

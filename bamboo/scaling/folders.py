@@ -90,8 +90,19 @@ def _trained(folder: Path, checkpoint: dict[str, Any], curves: Curves) -> Row:
         "parameters": find_shape(arguments["shape"]).parameters,
         "batch_size": batch,
         "learning_rate": scaled_lr(rate, batch),
+        "tokens_per_sample": _tokens(arguments, config["data"]),
         "seed": seed if type(seed) is int else None,
     }
+
+
+def _tokens(arguments: dict[str, Any], data: dict[str, Any]) -> int:
+    """Tokens of a sample that the blocks of the encoder read: of an image the visible patches and the class token."""
+    from bamboo.shapes import Patches
+
+    if "block_length" in data:
+        return int(data["block_length"])
+    patches = Patches.of(arguments.get("image_size", 224), arguments.get("patch_size", 16))
+    return patches.visible(arguments.get("mask_ratio", 0.75)) + 1
 
 
 def _read_config(path: Path) -> dict[str, Any]:

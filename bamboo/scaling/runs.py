@@ -14,7 +14,7 @@ from .folders import read_folder
 TOLERANCE = 0.05
 ALIASES = {"data": ("data", "samples", "tokens")}
 REQUIRED = ("parameters", "data", "loss")
-NUMBERS = ("parameters", "data", "loss", "batch_size", "learning_rate", "compute")
+NUMBERS = ("parameters", "data", "loss", "batch_size", "learning_rate", "tokens_per_sample", "compute")
 
 Thing = TypeVar("Thing")
 
@@ -29,7 +29,8 @@ class Run:
         loss: at the end, on held-out data.
         batch_size: samples or tokens in one optimizer step, in the unit of `data`.
         learning_rate: peak of the schedule.
-        compute: FLOPs of training; 6 N D where it is left out.
+        tokens_per_sample: tokens that the N parameters see of each unit of D; 1 where D counts tokens.
+        compute: FLOPs of training; 6 N D tokens_per_sample where it is left out.
         seed: of the run.
         name: for tables and messages.
 
@@ -42,13 +43,14 @@ class Run:
     loss: float
     batch_size: float | None = None
     learning_rate: float | None = None
+    tokens_per_sample: float = 1.0
     compute: float = field(default=0.0)
     seed: int | None = None
     name: str = "run"
 
     def __post_init__(self) -> None:
         if not self.compute:
-            object.__setattr__(self, "compute", 6.0 * self.parameters * self.data)
+            object.__setattr__(self, "compute", 6.0 * self.parameters * self.data * self.tokens_per_sample)
         for key in NUMBERS:
             value = getattr(self, key)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -60,7 +62,8 @@ def read_runs(paths: Iterable[str | Path], loss: str = "val/loss") -> tuple[tupl
 
     Args:
         paths: CSV files with the columns parameters, data (or samples, or tokens) and loss, and if known batch_size,
-            learning_rate, compute, seed, name; or folders with runs of `bamboo fit` or studies anywhere below them.
+            learning_rate, tokens_per_sample, compute, seed, name; or folders with runs of `bamboo fit` or studies
+            anywhere below them.
         loss: name under which `bamboo fit` logged the loss; its last value counts.
 
     Raises:
@@ -110,7 +113,7 @@ def _run(row: dict[str, Any], place: str) -> Run:
         if text is not None:
             values[key] = text if key == "name" else _number(text, key, place)
     if values.get("compute") == 0:
-        raise InputError(f"{place}: compute must be positive, or left out for 6 N D")
+        raise InputError(f"{place}: compute must be positive, or left out for 6 N D tokens_per_sample")
     name = str(values.pop("name", place))
     try:
         return Run(**values, name=name)

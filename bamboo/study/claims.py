@@ -81,10 +81,10 @@ def _judgements(results: Results) -> Iterator[Judgement]:
 
 def trends(results: Results, series: Series, name: str) -> dict[int, float]:
     """The slope of a number over log2(depth), by seed, for the seeds whose cells are all finished."""
-    by_shape = {shape: results.values(series, label, name) for label, shape in results.study.shapes.items()}
-    complete = [seed for seed in results.study.seeds if all(seed in values for values in by_shape.values())]
-    depths = [shape.depth for shape in by_shape]
-    return {seed: slope(depths, [values[seed] for values in by_shape.values()]) for seed in complete}
+    by_label = [results.values(series, label, name) for label in results.study.shapes]
+    complete = [seed for seed in results.study.seeds if all(seed in values for values in by_label)]
+    depths = [shape.depth for shape in results.study.shapes.values()]
+    return {seed: slope(depths, [values[seed] for values in by_label]) for seed in complete}
 
 
 def slope(depths: Sequence[float], values: Sequence[float]) -> float:

@@ -38,7 +38,8 @@ def evaluate(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, float], 
     write_json(folder / "training.json", {"similarity": record["similarity"], "loss": record["losses"]})
     numbers |= similarities(profiles)
     numbers["activation_bytes"] = record["activation_bytes"]
-    numbers["encoder_parameters"] = sum(p.numel() for p in find_encoder(cli.model).parameters())
+    encoder: Any = find_encoder(cli.model)  # with its prediction head, where it has one
+    numbers["encoder_parameters"] = sum(p.numel() for p in getattr(encoder, "base_model", encoder).parameters())
     return numbers, dict(record["cost"])
 
 

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from bamboo.analysis import measures
 from bamboo.analysis.attention_measures import high_frequency_norm
+from bamboo.analysis.explicit_attention import ObservedAttention
 
 LENGTHS = torch.tensor([6, 4, 2])
 
@@ -36,6 +38,30 @@ def test_entropy_and_second_singular_value_equal_their_definitions_with_padding(
             second = np.linalg.svd(kept, compute_uv=False)[1]
             assert measures.attention_entropy(attention, mask)[sample, head] == pytest.approx(entropy, rel=1e-5)
             assert measures.second_singular_value(attention, mask)[sample, head] == pytest.approx(second, rel=1e-4)
+
+
+def test_entropy_of_a_causal_map_is_over_the_keys_that_each_query_may_read():
+    visible = torch.ones(5, 5, dtype=torch.bool).tril()
+    uniform = visible / visible.sum(-1, keepdim=True)
+    found = measures.attention_entropy(uniform.expand(2, 3, 5, 5), None, visible.expand(2, 3, 5, 5))
+    torch.testing.assert_close(found, torch.ones(2, 3))
+    logits, mask = masked(make_logits())
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    attention = logits.masked_fill(~causal, -math.inf).softmax(-1)
+    found = measures.attention_entropy(attention, mask, causal.expand_as(attention))
+    for sample, length in enumerate(LENGTHS.tolist()):
+        for head in range(2):
+            rows = attention[sample, head].double().numpy()
+            # The first query reads itself alone: nothing to choose, so it does not count.
+            shares = [stats.entropy(rows[i, : i + 1], base=i + 1) for i in range(1, length)]
+            assert found[sample, head] == pytest.approx(np.mean(shares), rel=1e-5)
+
+
+@pytest.mark.parametrize("lowest", [-math.inf, torch.finfo(torch.float32).min, torch.finfo(torch.float16).min])
+def test_keys_that_a_mask_hides_are_not_visible(lowest: float):
+    logits = torch.tensor([[[[-300.0, lowest], [2.0, 900.0]]]])
+    seen = ObservedAttention(logits, logits.softmax(-1))
+    assert seen.visible.tolist() == [[[[True, False], [True, True]]]]
 
 
 def test_smoothing_rate_runs_from_1_to_the_square_root_of_the_number_of_tokens():

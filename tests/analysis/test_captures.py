@@ -316,7 +316,7 @@ def test_models_without_blocks_and_wrong_names_are_refused():
 def test_capped_attention_is_refused_where_attention_is_looked_at():
     model = text("Gemma2", **GROUPED, attn_logit_softcapping=50.0)
     assert len(stream(states_of(model, "BERT"))) == DEPTH + 1
-    with pytest.raises(InputError, match="Gemma2Model caps the logits.*measures of attention"):
+    with pytest.raises(InputError, match=r"Gemma2Model caps the logits.*measures of attention"):
         states_of(model, "BERT", attention=True)
 
 

@@ -1,5 +1,6 @@
 """The verb, from names on the command line to files: what it accepts, writes and refuses."""
 
+import importlib.util
 import json
 import pydoc_data.topics
 import re
@@ -13,14 +14,18 @@ import timm
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_images
 from torch import nn
 
 from bamboo.analysis import Comparison, Profile, profile
-from bamboo.analysis.command import profile_command
+from bamboo.analysis.command import _summary, profile_command
 from bamboo.analysis.data_sources import open_data
+from bamboo.analysis.figures import maps_of
 from bamboo.analysis.model_sources import fresh_copy, open_model, split_label
+from bamboo.analysis.profiling import _take
+from bamboo.analysis.recorder import Key
+from bamboo.analysis.report import write_report
 from bamboo.errors import InputError
 from bamboo.files import write_weights
 from bamboo.shapes import Shape
@@ -110,6 +115,75 @@ def test_command_gives_the_profile_of_the_python_function(checkpoint: Path, tmp_
     assert opened.label == "mae"
     direct = profile(opened.model, open_data("digits", opened, 6, 3), ["token_similarity"])
     np.testing.assert_allclose(found.values, direct.values, rtol=1e-4)
+
+
+def test_blocks_and_prefix_can_be_named(checkpoint: Path, tmp_path: Path):
+    """As the errors about models of several stacks, and of tokens that make no grid, advise."""
+    swin, options = ["timm:swin_tiny_patch4_window7_224@random"], {"measures": ["stream"], "pictures": 1}
+    with pytest.raises(InputError, match="merges tokens between"):
+        run(swin, "digits", tmp_path / "a")
+    with pytest.raises(InputError, match=r"did you mean 'layers\.0\.blocks'"):
+        run(swin, "digits", tmp_path / "a", blocks="layers.0.block")
+    with pytest.raises(InputError, match=r"17 tokens make no grid.*prefix="):
+        run([checkpoint], "digits", tmp_path / "b", prefix=0, **options)
+    found = run([checkpoint], "digits", tmp_path / "b", blocks="blocks", prefix=1, **options).profiles[0]
+    assert (found.settings["blocks"], found.settings["prefix_tokens"]) == ("blocks", 1)
+    assert (tmp_path / "b" / "maps_1.png").is_file()
+    opened = open_model(str(checkpoint))
+    with pytest.raises(InputError, match=r"17 tokens make no grid"):
+        maps_of(opened, "digits", 1, prefix=0)
+    with pytest.raises(InputError, match="unknown list of blocks 'none'"):
+        maps_of(opened, "digits", 1, blocks="none")
+
+
+def test_a_curve_that_starts_above_a_level_is_said_to(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    keys = tuple(Key("stream", "token_similarity", layer) for layer in range(3))
+    curve = np.tile(np.array([0.6, 0.4, 0.95], np.float32), (4, 1))
+    comparison = Comparison((Profile("m", 2, keys, curve),))
+    assert re.search(r"m +2 +4 .* starts above +2 ", _summary(comparison))
+    page = write_report(tmp_path / "report.html", comparison, []).read_text()
+    assert "<td>starts above</td>" in page
+
+
+def test_the_bar_obeys_tqdm_disable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    batches = [torch.zeros(2, 3, 8, 8)] * 3
+    for environment, shown in (({}, True), ({"TQDM_DISABLE": "1"}, False)):
+        spec = importlib.util.find_spec("tqdm.std")
+        module = importlib.util.module_from_spec(spec)
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            spec.loader.exec_module(module)  # tqdm reads the environment when it is imported
+            patch.setattr("bamboo.analysis.profiling.tqdm", module.tqdm)
+            assert len(list(_take(batches, None, progress=True))) == 3
+        assert bool(capsys.readouterr().err) == shown
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_folders_in_shards_are_read(safe: bool, tmp_path: Path):
+    model, folder = image("ViT", num_channels=1), tmp_path / "shards"
+    model.save_pretrained(folder, max_shard_size="20KB")
+    index = folder / "model.safetensors.index.json"
+    if not safe:  # as transformers wrote it before safetensors
+        told = json.loads(index.read_text())
+        for file in folder.glob("*.safetensors"):
+            torch.save(load_file(file), folder / f"pytorch_{file.stem}.bin")
+            file.unlink()
+        told["weight_map"] = {k: f"pytorch_{Path(v).stem}.bin" for k, v in told["weight_map"].items()}
+        index.unlink()
+        index = folder / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps(told))
+    shards = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    assert len(shards) > 2
+    opened = open_model(str(folder)).model
+    with torch.no_grad():
+        pixels = torch.rand(2, 1, 16, 16)
+        torch.testing.assert_close(opened.forward_features(pixels), model(pixels).last_hidden_state)
+    shards[1].unlink()
+    with pytest.raises(InputError, match=r"shards is .*: [\w.]+ is missing there"):
+        open_model(str(folder))
 
 
 def test_photos_of_a_plain_folder_are_all_read(photos: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -194,13 +195,15 @@ def naive_rings(sample: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             wave = np.array(
                 [np.exp(-2j * np.pi * (u * r / rows + v * c / columns)) for r in range(rows) for c in range(columns)]
             )
-            down, across = min(u, rows - u) / rows, min(v, columns - v) / columns
-            ring = 0 if u == v == 0 else min(max(round(math.hypot(down, across) * min(grid)), 1), len(energy) - 1)
+            down, across = Fraction(min(u, rows - u), rows), Fraction(min(v, columns - v), columns)
+            twice = 4 * min(grid) ** 2 * (down**2 + across**2)  # squared, to stay exact
+            cycles = sum(twice >= (2 * k - 1) ** 2 for k in range(1, rows + columns))
+            ring = 0 if u == v == 0 else min(max(cycles, 1), len(energy) - 1)
             energy[ring] += np.sum(np.abs(wave @ sample) ** 2)
     return energy / energy.sum()
 
 
-@pytest.mark.parametrize("grid", [(3, 4), (4, 4), (2, 8), (5, 5), (1, 12)])
+@pytest.mark.parametrize("grid", [(3, 4), (4, 4), (2, 8), (5, 5), (1, 12), (6, 12)])
 def test_spectrum_of_a_grid_equals_a_written_out_transform(grid: tuple[int, int]):
     tokens = make_tokens(count=grid[0] * grid[1])
     expected = np.stack([naive_rings(sample.double().numpy(), grid) for sample in tokens])
@@ -218,6 +221,29 @@ def test_spectrum_puts_a_wave_into_its_ring():
     torch.testing.assert_close(measures.spectrum(fast)[0, -1], torch.tensor(1.0))
     slow = torch.cos(2 * math.pi * position / 28).reshape(1, 28, 1)
     torch.testing.assert_close(measures.spectrum(slow)[0, 1], torch.tensor(1.0))
+
+
+def test_every_frequency_of_every_length_falls_into_its_ring():
+    for count in range(2, 1025):
+        impulse = torch.zeros(1, count, 1, dtype=torch.float64)
+        impulse[0, 0] = 1.0  # the same energy at every frequency
+        rings = [-(-14 * min(k, count - k) // count) for k in range(count)]
+        expected = np.bincount(rings, minlength=8)
+        np.testing.assert_allclose(
+            count * measures.spectrum(impulse)[0].numpy(), expected, atol=1e-9, err_msg=f"{count}"
+        )
+
+
+def test_every_frequency_of_a_grid_falls_into_its_ring():
+    for rows in range(2, 25):
+        grid = (rows, 2 * rows)
+        impulse = torch.zeros(1, 2 * rows * rows, 1, dtype=torch.float64)
+        impulse[0, 0] = 1.0
+        # Over the shorter side u cycles down and v across are sqrt(4 u^2 + v^2) / 2: halves exist, and round up.
+        squares = [4 * min(u, rows - u) ** 2 + min(v, 2 * rows - v) ** 2 for u in range(rows) for v in range(2 * rows)]
+        rings = [0 if s == 0 else min(max((math.isqrt(s) + 1) // 2, 1), rows // 2) for s in squares]
+        expected = np.bincount(rings, minlength=rows // 2 + 1)
+        np.testing.assert_allclose(2 * rows * rows * measures.spectrum(impulse, grid)[0].numpy(), expected, atol=1e-9)
 
 
 def test_spectrum_beyond_dc_is_the_squared_relative_residual():

@@ -315,6 +315,8 @@ def test_tables_are_read_whatever_their_data_are_called(tmp_path):
         assert skipped == ()
         assert runs == (Run(1e6, 2000, 3.5, name="a"), Run(2e6, 4000, 2.5, 64, 1e-3, seed=7, name="b"))
         assert runs[0].compute == 6 * 1e6 * 2000
+    columns, rows = ("parameters", "samples", "tokens_per_sample", "loss"), [("1e6", "2000", "17", "3.5")]
+    assert read_runs([write(tmp_path / "tokens.csv", rows, columns)])[0][0].compute == 6 * 1e6 * 2000 * 17
 
 
 @pytest.mark.parametrize(
@@ -363,6 +365,7 @@ def test_runs_of_bamboo_fit_are_read_as_they_were_trained(trained, tmp_path):
     assert run.learning_rate == pytest.approx(4e-3)
     assert run.data == 6 * 256
     assert run.parameters == Shape(2, 32, 2).parameters
+    assert run.compute == 6 * run.parameters * run.data * (16 + 1)  # of 64 patches 16 are visible, and a class token
     assert run.loss == pytest.approx(scalars(trained, "val/loss")[5])
     assert run.seed == 0
     with pytest.raises(InputError, match=r"logged no val/nothing: name one of .*val/loss"):

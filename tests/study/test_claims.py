@@ -108,6 +108,16 @@ def test_slopes_and_intervals_are_those_of_numpy_and_scipy(tmp_path):
     assert trends(made, series, "accuracy")[0] == pytest.approx(0.05, abs=1e-3)
 
 
+def test_two_labels_of_one_shape_are_two_points_of_a_trend(tmp_path):
+    twin = {"label": "twin", **SHAPES[0]}
+    study = tiny(tmp_path, shapes=[*LADDER, twin], seeds=1, allow_unequal=True)
+    values = {"2x64": 0.1, "8x32": 0.7, "4x32": 0.5, "twin": 0.3}
+    cells = study.cells()
+    made = Results(study, tuple(Outcome(c, Path(), "done", {"similarity": values[c.label]}) for c in cells))
+    expected = np.polyfit(np.log2([2, 8, 4, 2]), [*values.values()], 1)[0]
+    assert trends(made, made.series[0], "similarity")[0] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "claimed", "expected"),
     [

@@ -4,10 +4,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from bamboo.study.cells import cell_folder
 from bamboo.study.claims import judge
 from bamboo.study.report import write_report
 from bamboo.study.results import read_results
-from tests.runs import CONFIGS
+from tests.runs import CONFIGS, load
 
 from .tiny import SHAPES, run_here, tiny
 
@@ -23,12 +24,14 @@ def test_a_study_of_text_measures_similarity_masked_words_and_accuracy(tmp_path)
     results = read_results(study, run_here(study, tmp_path / "out"))
     assert [(one.state, one.reason) for one in results.outcomes] == [("done", "")] * 2
     mlm, supervised = (one.numbers for one in results.done)
-    for numbers in (mlm, supervised):
-        assert -1 <= numbers["similarity"] <= 1
+    for cell, numbers in zip(study.cells(), (mlm, supervised), strict=True):
         assert numbers["similarity"] != numbers["similarity_untrained"]
         assert numbers["activation_bytes"] > 1e5
-    assert 0 <= mlm["masked_accuracy"] <= 1 < mlm["loss"]
-    assert 0 <= supervised["accuracy"] <= 1
+        weights = load(cell_folder(tmp_path / "out", cell) / "train" / "last.ckpt")["state_dict"]
+        assert any("head" in name for name in weights)
+        expected = sum(tensor.numel() for name, tensor in weights.items() if "head" not in name)
+        assert numbers["encoder_parameters"] == expected, [name for name in weights if "layer" not in name]
+    assert 0 < mlm["masked_accuracy"] < 1 < mlm["loss"]
     assert [one.verdict for one in judge(results)] == ["not enough depths"] * 4
     write_report(results, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
