@@ -30,6 +30,48 @@ DEFINITIONS: dict[str, Definition] = {
         "mean cosine of all pairs of different tokens, signed: 1 where all point one way, 0 where they are unrelated",
         "stream",
     ),
+    "between_similarity": Definition(
+        "similarity between samples",
+        "mean cosine of tokens of different samples",
+        "what all samples have in common: no smoothing, however high",
+        "stream",
+    ),
+    "excess_similarity": Definition(
+        "excess similarity",
+        "(within − between) / (1 − between), within the token similarity",
+        "smoothing: 0 where tokens of one sample are no more alike than tokens of any two, 1 where all are the same",
+        "stream",
+    ),
+    "same_position_similarity": Definition(
+        "similarity at the same position",
+        "mean cosine of tokens of different samples at one position",
+        "how much more than between samples is what a position has of its own",
+        "stream",
+    ),
+    "common_share": Definition(
+        "common share",
+        "‖μ‖², μ = mean of x_i / ‖x_i‖ over tokens and samples",
+        "of the energy of unit tokens, the part that all tokens of all samples share",
+        "stream",
+    ),
+    "position_share": Definition(
+        "share of position",
+        "mean_i ‖p_i‖², p_i = mean over samples at position i, less μ",
+        "the part that a position has in all images; part of own in texts and under a mask",
+        "stream",
+    ),
+    "sample_share": Definition(
+        "share of the sample",
+        "mean_b ‖c_b‖², c_b = mean over the tokens of sample b, less μ",
+        "the part that the tokens of one sample share beyond that, which over-smoothing feeds",
+        "stream",
+    ),
+    "own_share": Definition(
+        "own share",
+        "1 − common − position − sample",
+        "the part that belongs to a token alone",
+        "stream",
+    ),
     "similarity_without_outliers": Definition(
         "token similarity without outliers",
         "token similarity of the tokens with ‖x_i‖ ≤ 3 · median ‖x_j‖",

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from bamboo.errors import InputError, unknown
 
 from .intervals import Array, Estimates, bootstrap, first_above, slope
 from .recorder import Key
+from .similarity_split import Pooled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +49,7 @@ class Profile:
         versions: of the software.
         notes: what a reader should know, such as states that were NaN.
         baseline: whether the model is freshly initialised, for comparison.
+        pooled: numbers of all samples together, which have no value of one sample.
     """
 
     label: str
@@ -58,6 +60,7 @@ class Profile:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     baseline: bool = False
+    pooled: dict[Key, Pooled] = field(default_factory=dict)
 
     @cached_property
     def statistics(self) -> Estimates:
@@ -67,16 +70,21 @@ class Profile:
     @property
     def measured(self) -> list[tuple[str, str]]:
         """All (position, measure) in it, in the order in which they appear in a pass."""
-        return list(dict.fromkeys((key.position, key.measure) for key in self.keys))
+        return list(dict.fromkeys((key.position, key.measure) for key in (*self.keys, *self.pooled)))
 
     def curve(self, measure: str = "token_similarity", position: str = "stream") -> Curve:
         """A measure over layers. Raises `InputError` where it was not measured."""
-        columns = [i for i, key in enumerate(self.keys) if key.measure == measure and key.position == position]
-        if not columns:
+        if not self.has(measure, position):
             raise unknown("curve", f"{position}:{measure}", [f"{at}:{name}" for at, name in self.measured])
-        columns.sort(key=lambda i: self.keys[i].layer)
-        found, layers = self.statistics, [self.keys[i].layer for i in columns]
-        return Curve(layers, found.mean[columns], found.low[columns], found.high[columns], found.samples[columns])
+        points = sorted((key.layer, *numbers) for key, *numbers in self._numbers() if key[:2] == (position, measure))
+        layers, mean, low, high, samples = zip(*points, strict=True)
+        ends = np.asarray(low), np.asarray(high)
+        return Curve(list(layers), np.asarray(mean), *ends, np.asarray(samples, dtype=np.int64))
+
+    def _numbers(self) -> Iterator[tuple[Any, ...]]:
+        """Key, mean, low, high and number of samples of everything that was measured."""
+        yield from zip(self.keys, *(part.tolist() for part in self.statistics), strict=True)
+        yield from ((key, *value) for key, value in self.pooled.items())
 
     def has(self, measure: str, position: str = "stream") -> bool:
         """Whether there is such a curve."""
@@ -88,7 +96,7 @@ class Profile:
         return replace(self, notes=(*notes, *self.notes), baseline=baseline, settings=merged)
 
     def summary(self) -> dict[str, Any]:
-        """Similarity at the last layer with its interval, where it passes 0.5 and 0.9, and its slope over depth."""
+        """Similarity at the last layer, where it passes 0.5 and 0.9, and its slope over depth."""
         result: dict[str, Any] = {"model": self.label, "depth": self.depth, "samples": len(self.values)}
         if not self.has("token_similarity"):
             return result
@@ -96,6 +104,9 @@ class Profile:
         result |= {"last": float(curve.mean[-1]), "low": float(curve.low[-1]), "high": float(curve.high[-1])}
         if self.has("token_similarity", "norm"):
             result["after_norm"] = float(self.curve(position="norm").mean[-1])
+        for name in ("between", "excess"):
+            if self.has(f"{name}_similarity"):
+                result[name] = float(self.curve(f"{name}_similarity").mean[-1])
         passes = {f"passes_{level}": first_above(curve.layers, curve.mean, level) for level in (0.5, 0.9)}
         return result | passes | {"slope": slope(curve.layers, curve.mean)}
 
@@ -134,8 +145,7 @@ class Comparison:
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """The long table, under the names of `COLUMNS`; low and high are the ends of the 95 % interval."""
         for profile in self.profiles:
-            columns = (part.tolist() for part in profile.statistics)
-            for key, mean, low, high, count in zip(profile.keys, *columns, strict=True):
+            for key, mean, low, high, count in profile._numbers():
                 yield profile.label, key.layer, key.position, key.measure, mean, low, high, count
 
     def summary(self) -> list[dict[str, Any]]:
@@ -217,11 +227,12 @@ def _as_dict(profile: Profile) -> dict[str, Any]:
         "versions": profile.versions,
         "notes": profile.notes,
         "keys": profile.keys,
+        "pooled": [[*key, *_plain(value[:3]), value.samples] for key, value in profile.pooled.items()],
         "curves": curves,
     }
 
 
-def _plain(numbers: Array) -> list[float | None]:
+def _plain(numbers: Iterable[float]) -> list[float | None]:
     return [float(number) if np.isfinite(number) else None for number in numbers]
 
 
@@ -235,4 +246,8 @@ def _from_dict(told: Mapping[str, Any], values: NDArray[np.float32]) -> Profile:
         versions=told["versions"],
         notes=tuple(told["notes"]),
         baseline=told["baseline"],
+        pooled={
+            Key(*key): Pooled._make([*(np.nan if x is None else x for x in (mean, low, high)), count])
+            for *key, mean, low, high, count in told.get("pooled", ())  # not in files of earlier versions
+        },
     )

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 from tqdm.auto import tqdm
@@ -20,6 +21,7 @@ from .definitions import DEFAULT, choose
 from .feeding import Batch, Feeder, Tokens, encoder_of, evaluating, precision_context, read_batch, reads_text
 from .profiles import Profile
 from .recorder import BRANCHES, MAPS, Key, Recorder
+from .similarity_split import GROUPS, Place, Sums, pooled, united
 
 PACKAGES = ("bamboo-mae", "torch", "torchvision", "timm", "transformers", "numpy")
 
@@ -77,11 +79,12 @@ def profile(
             fingerprints += marks
             skipped += batch.skipped
             placed = batch.to(device)
-            recorder.layout = feeder.layout(placed)
+            recorder.layout, recorder.groups = feeder.layout(placed), torch.tensor(marks, device=device) % GROUPS
             with precision_context(precision, device):
                 feeder.run(placed, marks)
             recorder.end_batch()
-    values, keys = _gather(fingerprints, recorder)
+    values, keys, sums = _gather(fingerprints, recorder)
+    parts = {Key(at, name, layer): part for at, layer, name, part in pooled(sums) if name in chosen}
     settings = {
         "model": kind,
         "blocks": stack.path,
@@ -94,7 +97,7 @@ def profile(
         "seed": seed,
     }
     notes = [*_undefined(values, keys), *([f"{len(skipped)} files could not be read"] if skipped else [])]
-    return Profile(label or kind, len(stack.blocks), keys, values, settings, _versions(), tuple(notes))
+    return Profile(label or kind, len(stack.blocks), keys, values, settings, _versions(), tuple(notes), pooled=parts)
 
 
 def _take(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[Batch]:
@@ -116,14 +119,18 @@ def _take(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[
         raise InputError("there are no samples to profile")
 
 
-def _gather(fingerprints: list[int], recorder: Recorder) -> tuple[NDArray[np.float32], tuple[Key, ...]]:
-    """The numbers of all samples of all processes, ordered by fingerprint, so not by reading."""
+def _gather(
+    fingerprints: list[int], recorder: Recorder
+) -> tuple[NDArray[np.float32], tuple[Key, ...], dict[Place, Sums]]:
+    """The numbers of all samples of all processes, ordered by fingerprint, so not by reading; and the common sums."""
     values, marks, keys = np.concatenate(recorder.rows), np.asarray(fingerprints), tuple(recorder.keys)
+    sums = recorder.split.state()
     if distributed.is_available() and distributed.is_initialized():
         parts: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(parts, (marks, values))
+        distributed.all_gather_object(parts, (marks, values, sums))
         marks, values = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return values[np.argsort(marks, kind="stable")], keys
+        sums = united([part[2] for part in parts])
+    return values[np.argsort(marks, kind="stable")], keys, sums
 
 
 def _undefined(values: NDArray[np.float32], keys: Sequence[Key]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from . import measures
 from .architectures import Stack, branch_scale, projection_norms
 from .attention_measures import high_frequency_norm
 from .captures import State
+from .similarity_split import SPLIT, SplitSums
 
 
 class Key(NamedTuple):
@@ -69,6 +70,8 @@ class Layout:
 class Recorder:
     """A reducer for `capture` that measures every state.
 
+    Before each batch `layout` is set, and `groups` (batch,) to the group of each sample for the split of similarity.
+
     Args:
         chosen: names of measures.
         stack: the blocks of the model.
@@ -79,6 +82,8 @@ class Recorder:
         self.layout = Layout()
         self.keys: list[Key] = []
         self.rows: list[NDArray[np.float32]] = []
+        self.split = SplitSums()
+        self.groups = torch.empty(0, dtype=torch.int64)
         self._batch: dict[Key, Tensor] = {}
         self._norms: dict[int, tuple[float, float] | None] = {}
         self._reach: dict[int, Tensor] = {}
@@ -87,6 +92,11 @@ class Recorder:
         """Measure one state of the current batch."""
         for position, measure, values in self._measure(state):
             self._batch[Key(position, measure, state.layer)] = values
+        if state.position in ("stream", "norm") and self.chosen.intersection(SPLIT):
+            layout = self.layout
+            positioned = layout.image is not None and layout.in_order
+            place, tokens = (state.position, state.layer), state.tokens[:, layout.start :]
+            self.split.add(place, tokens, layout.mask, self.groups, positioned)
 
     def end_batch(self) -> None:
         """Fetch the numbers of a batch from the device, all at once.
@@ -98,7 +108,8 @@ class Recorder:
         if self.keys and keys != self.keys:
             raise InputError("batches differ in what can be measured: give images of one size")
         self.keys = keys
-        values = torch.stack([value.float() for value in self._batch.values()], dim=1)
+        columns = [value.float() for value in self._batch.values()]
+        values = torch.stack(columns, dim=1) if columns else torch.empty(len(self.groups), 0)
         self.rows.append(values.cpu().numpy())
         self._batch, self._reach = {}, {}
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ TEXTS = [kind for kind in TEXT if kind not in ("Mistral", "Qwen 3")]  # which ar
 
 def close(one: Profile, other: Profile, tolerance: float = 2e-5) -> None:
     assert one.keys == other.keys
+    assert one.pooled.keys() == other.pooled.keys()
+    for key, value in one.pooled.items():
+        np.testing.assert_allclose(other.pooled[key].mean, value.mean, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(one.values, other.values, rtol=tolerance, atol=tolerance)
     for first, second in zip(one.statistics, other.statistics, strict=True):
         np.testing.assert_allclose(first, second, rtol=tolerance, atol=tolerance)
@@ -48,6 +52,7 @@ def test_every_measure_of_every_kind_of_model(kind: str):
     has_class, registers = PREFIX.get(kind, (True, 0))
     absent = {"register_similarity"} if not registers or kind in TEXT else set()
     absent |= set() if has_class else {"cls_similarity"}
+    absent |= {"position_share", "same_position_similarity"} if kind in TEXT else set()
     found = {measure.partition("/")[0] for _, measure in result.measured}
     assert found == set(DEFINITIONS) - absent
     assert result.curve().layers == list(range(DEPTH + 1))
@@ -155,10 +160,10 @@ def test_intervals_hold_the_mean_and_cover_it_as_often_as_they_say():
     np.testing.assert_allclose((estimates.high - estimates.low).mean(), 2 * 1.96 * 2.0 / math.sqrt(100), rtol=0.1)
 
 
-def share(rank: int, folder: Path) -> None:
+def share(rank: int, folder: Path, measures: Sequence[str] = CHEAP) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    result = profile(timm_vit_of(0), [images(7)[rank::2]], CHEAP)
+    result = profile(timm_vit_of(0), [images(7)[rank::2]], measures)
     result.save(folder / str(rank))
     torch.distributed.destroy_process_group()
 
@@ -232,7 +237,7 @@ def test_profiles_survive_saving_and_compare_side_by_side(tmp_path: Path):
         Profile.load(tmp_path)
     table = both.to_pandas()
     assert list(table.columns) == ["model", "layer", "position", "measure", "mean", "low", "high", "n"]
-    assert len(table) == 2 * len(one.keys)
+    assert len(table) == 2 * (len(one.keys) + len(one.pooled))
     csv = (tmp_path / "profile.csv").read_text().splitlines()
     assert csv[0] == ",".join(table.columns)
     assert len(csv) == len(table) + 1
