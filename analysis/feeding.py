@@ -76,6 +76,20 @@ def read_batch(batch: Any) -> Batch:
     return Batch(images=images, skipped=skipped)
 
 
+def words_of(read: Tensor, special: Tensor | None) -> Tensor:
+    """Which tokens (B, T) of texts count: those that are read and are not [CLS], [SEP] and the like.
+
+    Raises:
+        InputError: where a batch does not say which those are.
+    """
+    if special is None:
+        raise InputError(
+            "a batch of texts has no special_tokens_mask, so [CLS] and [SEP] would count as words: tokenise with "
+            "return_special_tokens_mask=True, or profile with tokens='all'"
+        )
+    return read & ~special.bool()
+
+
 def reads_text(model: nn.Module) -> bool:
     """Whether a model takes token numbers rather than images."""
     return getattr(model, "main_input_name", "pixel_values") == "input_ids"
@@ -111,13 +125,9 @@ class Feeder:
             assert batch.read is not None
             if every:
                 return Layout(mask=batch.read, read=batch.read, has_class=False)
-            if batch.special is None:
-                raise InputError(
-                    "a batch of texts has no special_tokens_mask, so [CLS] and [SEP] would count as words: tokenise "
-                    "with return_special_tokens_mask=True, or count them by tokens='all'"
-                )
-            has_class = bool(batch.special[:, 0].all())
-            return Layout(mask=batch.read & ~batch.special, read=batch.read, has_class=has_class)
+            words = words_of(batch.read, batch.special)
+            has_class = bool((batch.read & ~words)[:, 0].all())
+            return Layout(mask=words, read=batch.read, has_class=has_class)
         if every:
             return Layout(in_order=False)
         has_class, registers = self.prefix

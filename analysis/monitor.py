@@ -15,6 +15,7 @@ from bamboo.errors import InputError
 
 from .architectures import Prefix, Stack, find_prefix, find_stack
 from .captures import State, capture
+from .feeding import words_of
 from .measures import token_similarity
 
 ENCODERS = ("mae.encoder", "encoder", "model", "backbone", "network")
@@ -27,7 +28,7 @@ class SimilarityMonitor(Callback):
 
     It looks at the ordinary forward pass of that step, so it costs one more pass over each state in one step of
     `every_n_steps`; the host waits for the device at these steps alone, and neither gradients nor the random stream are
-    touched. Class token, registers, padding and (where the batch names them) special tokens do not count. Under masked
+    touched. Class token, registers, padding and special tokens do not count. Under masked
     pretraining it sees the visible patches. Logged are `similarity/layer_<i>` for the chosen layers and the mean over
     all processes, and for TensorBoard `similarity/layers_by_time`, a picture with layers upwards, time to the right and
     similarity from 0 (dark) to 1 (bright).
@@ -38,7 +39,8 @@ class SimilarityMonitor(Callback):
         blocks: path of the list of blocks in the module, where it cannot be found.
 
     Raises:
-        InputError: at the start of training, where there is no list of blocks to look at.
+        InputError: at the start of training, where there is no list of blocks to look at, or texts come without their
+            `special_tokens_mask`.
     """
 
     def __init__(self, every_n_steps: int = 500, layers: Sequence[int] | None = None, blocks: str | None = None):
@@ -137,5 +139,4 @@ def _counted(batch: Any) -> Tensor | None:
         return None
     ids = batch["input_ids"]
     read: Tensor = batch.get("attention_mask", torch.ones_like(ids)).bool()
-    special = batch.get("special_tokens_mask")
-    return read & ~special.bool() if isinstance(special, Tensor) else read
+    return words_of(read, batch.get("special_tokens_mask"))

@@ -44,7 +44,7 @@ class MaskedLanguage(LightningModule):
         self.encoder = transformers.BertForMaskedLM(config)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        loss = self.encoder(**batch).logits.square().mean()
+        loss = self.encoder(batch["input_ids"], batch["attention_mask"]).logits.square().mean()
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -116,21 +116,26 @@ def test_pretraining_is_watched_at_its_masked_length(tmp_path: Path):
     assert 0 < monitor.history[0][0] < 1
 
 
-def test_masked_language_modelling_leaves_padding_out(tmp_path: Path):
+def test_masked_language_modelling_leaves_padding_and_special_tokens_out(tmp_path: Path):
     module, monitor = MaskedLanguage(), SimilarityMonitor(every_n_steps=1)
     batch = sentences()
     module.eval()
     expected: list[float] = []
     mask = batch["attention_mask"].bool()
+    mask[:, 0] = False
     with (
         torch.no_grad(),
         capture(module, lambda s: expected.append(float(measures.token_similarity(s.tokens, mask).mean()))),
     ):
-        module.encoder(**batch)
+        module.encoder(batch["input_ids"], batch["attention_mask"])
     module.train()
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
+    with pytest.raises(InputError, match="no special_tokens_mask"):
+        train(module, DataLoader([batch], batch_size=None), tmp_path, SimilarityMonitor(1), max_steps=1)  # type: ignore[arg-type]
+    batch["special_tokens_mask"] = torch.zeros_like(batch["input_ids"])
+    batch["special_tokens_mask"][:, 0] = 1
     train(module, DataLoader([batch], batch_size=None), tmp_path, monitor, max_steps=1)  # type: ignore[arg-type]
     np.testing.assert_allclose(monitor.history[0], expected, rtol=1e-4)
 

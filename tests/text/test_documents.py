@@ -1,5 +1,6 @@
 import json
 
+import datasets
 import pytest
 
 from bamboo.errors import InputError
@@ -66,7 +67,6 @@ def test_half_a_pair_of_surrogates_becomes_a_question_mark(tmp_path):
 
 
 def test_data_sets_of_hugging_face_are_read_as_saved_or_as_parquet(tmp_path):
-    datasets = pytest.importorskip("datasets")
     first, second = ([f"{name} {i}" for i in range(150)] for name in ("one", "two"))
     splits = {"train": datasets.Dataset.from_dict({"text": first, "id": range(150)})}
     splits["test"] = datasets.Dataset.from_dict({"text": second, "id": range(150)})

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, BertTokenizer
 from bamboo.errors import InputError
 from bamboo.text.pieces import LONGEST, PIECE, pieces
 from bamboo.text.wordpiece import SPECIAL, _sample, load_tokenizer, save_tokenizer, special_ids, train_wordpiece
-from tests.runs import ROOT
 
 HARD = {
     "accents": "Café naïve Ångström ŽIVOT ĳ ﬁ ß İstanbul ΣΊΣΥΦΟΣ",
@@ -59,10 +58,11 @@ def test_a_trained_vocabulary_encodes_as_berts_tokenizer_does(trained, tmp_path,
 
 
 @pytest.mark.parametrize("cased", [False, True], ids=["uncased", "cased"])
-def test_a_loaded_vocabulary_encodes_as_berts_tokenizer_does(tmp_path, cased):
-    path = ROOT.parent / "shared" / "data" / "bert-vocab" / "vocab.txt"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
+def test_a_loaded_vocabulary_encodes_as_berts_tokenizer_does(trained, tmp_path, cased):
+    unused = [f"[unused{number}]" for number in range(99)]  # as in the published files, [PAD] before and [UNK] behind
+    words = sorted(set(trained.get_vocab()) - set(SPECIAL))
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join([SPECIAL[0], *unused, *SPECIAL[1:], *words]), encoding="utf-8")
     ours = load_tokenizer(path, cased)
     theirs = BertTokenizer(str(path), do_lower_case=not cased)
     assert special_ids(ours) == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
