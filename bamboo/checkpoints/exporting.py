@@ -74,14 +74,15 @@ def _write_timm(model: Checkpoint, out: Path) -> list[Path]:
     sizes = {"img_size": patches.image_size, "patch_size": patches.patch_size, "in_chans": patches.in_chans}
     widths = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": shape.mlp_ratio}
     mean, std = _mean_and_std(model)
-    pixels = {"input_size": (patches.in_chans, *patches.image_size), "mean": mean, "std": std}
+    crop = PRETRAINED_CFG["crop_pct"] if max(patches.image_size) <= 224 else 1.0  # as `evaluation_view` crops
+    pixels = {"input_size": (patches.in_chans, *patches.image_size), "mean": mean, "std": std, "crop_pct": crop}
     config = {
         "architecture": "vit_base_patch16_224",
         "num_classes": len(head.classes),
         "num_features": shape.width,
         "global_pool": head.pool,
         "model_args": {**sizes, **widths, "global_pool": head.pool, "qkv_bias": arguments["qkv_bias"]},
-        "pretrained_cfg": {**PRETRAINED_CFG, "fixed_input_size": True, **pixels},
+        "pretrained_cfg": {**PRETRAINED_CFG, **pixels, "fixed_input_size": True, "num_classes": len(head.classes)},
         **({"label_names": head.classes} if head.classes else {}),
     }
     return [

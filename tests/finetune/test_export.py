@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from lightning import Trainer
-from timm.data import ImageDataset, create_loader
+from timm.data import ImageDataset, create_loader, resolve_data_config
 from timm.utils import accuracy
 from transformers import (
     AutoImageProcessor,
@@ -160,9 +160,11 @@ def test_timms_own_evaluation_of_the_exported_model_gives_the_same_accuracy(root
     trainer.fit(module, datamodule=ImageFolder(str(root), image_size=16, batch_size=50, crop_scale=0.9, flip=0))
     (ours,) = trainer.validate(module, datamodule=ImageFolder(str(root), image_size=16, batch_size=64), verbose=False)
     export(trainer.checkpoint_callback.best_model_path, "timm", tmp_path / "timm")
-    options = {"interpolation": "bicubic", "crop_pct": 0.875, "num_workers": 0, "use_prefetcher": False}
-    loader = create_loader(ImageDataset(str(root / "val")), (3, 16, 16), 64, **options)
     model, right, count = create(tmp_path / "timm").eval(), 0.0, 0
+    options = resolve_data_config(model=model)  # all that the exported config.json says of sizes, crop and pixels
+    loader = create_loader(
+        ImageDataset(str(root / "val")), batch_size=64, num_workers=0, use_prefetcher=False, **options
+    )
     with torch.no_grad():
         for batch, labels in loader:
             right += accuracy(model(batch), labels)[0].item() / 100 * len(batch)
