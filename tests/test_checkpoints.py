@@ -561,6 +561,9 @@ def test_random_weights_of_a_timm_name(tmp_path: Path) -> None:
     assert encoder.patch_embed.grid_size == (2, 2)
     assert set(report.unused) == {"head.weight", "head.bias"}
     assert "random weights need timm:NAME@random" in message("last.ckpt@random")
+    for format in ("timm", "hf"):
+        export(bamboo_checkpoint(tmp_path / "last.ckpt", SQUARE)[0], format, tmp_path / format)
+        assert "random weights are drawn for timm:NAME@random" in message(f"{tmp_path / format}@random")
 
 
 def test_pixels_of_a_timm_model_are_standardised_as_timm_says() -> None:

@@ -12,7 +12,7 @@ import timm
 from torch import Tensor
 
 from bamboo.checkpoints.key_maps import PREFIXES, Tensors, from_config, from_huggingface, from_timm
-from bamboo.checkpoints.sources import Source, find_source, read_folder, read_json
+from bamboo.checkpoints.sources import RANDOM, Source, find_source, read_folder, read_json
 from bamboo.errors import InputError, unknown
 from bamboo.files import read_file
 from bamboo.shapes import SHAPES, Patches, Shape
@@ -85,17 +85,19 @@ def read_source(source: str | Path, image_size: ImageSize | None = None) -> Chec
     Raises:
         InputError: one line that names the source and says what is wrong with it.
     """
-    found = find_source(source)
-    if found.kind == "weights":
-        return _read_weights(found.text, found.content, image_size)
-    if found.kind == "timm":
-        return _read_timm(found)
-    if found.kind == "text":
+    opened = find_source(source)
+    if opened.random and opened.content:
+        raise InputError(f"{source}: random weights are drawn for timm:NAME{RANDOM}, and for folders by profile alone")
+    if opened.kind == "weights":
+        return _read_weights(opened.text, opened.content, image_size)
+    if opened.kind == "timm":
+        return _read_timm(opened)
+    if opened.kind == "vit":
+        return _read_vit(opened)
+    if opened.kind == "text":
         raise InputError(f"{source} is a masked language model: expected a model of images")
-    if found.kind == "transformers":
-        kinds = ("vit", "vit_mae")
-        raise unknown(f"model_type in {found.path}/config.json", str(found.content.get("model_type")), kinds)
-    return _read_vit(found)
+    model_type = str(opened.content.get("model_type"))
+    raise unknown(f"model_type in {opened.path}/config.json", model_type, ("vit", "vit_mae"))
 
 
 def _tensors(source: str, content: Mapping[str, Any]) -> Tensors:
@@ -209,8 +211,6 @@ def _read_vit(source: Source) -> Checkpoint:
     if config.get("hidden_act", "gelu") != "gelu":
         where = f"{source.path}/config.json"
         raise InputError(f"{where}: hidden_act {config['hidden_act']!r} is not supported, only 'gelu'")
-    if source.random:
-        raise InputError(f"{source.text}: random weights of a Hugging Face model are for bamboo profile alone")
     content = read_folder(source)
     tensors, names = from_huggingface(_tensors(source.text, content))
     kind = {"vit": "a Hugging Face ViT", "vit_mae": "a Hugging Face ViTMAE"}.get(config["model_type"], "a BEiT")
