@@ -1,25 +1,23 @@
 """Fine-tuning of a text encoder on one task of GLUE: the thin Lightning module around a model of transformers."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
-from bamboo.training import Recipe, TrainingModule, check_layer_decay
+from bamboo.training import Recipe, TrainingModule
 
 from .encoders import load_start, open_encoder
+from .layer_decay import layer_groups
 from .metrics import compute, headline
 from .recipes import Setting
 from .tasks import Task, find_tasks
-
-LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
 
 
 class Predictions(NamedTuple):
@@ -166,40 +164,3 @@ def in_order(parts: list[tuple[Tensor, ...]]) -> Predictions:
 def measure(task: Task, predictions: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
     """The metrics of every split of a task."""
     return {split: compute(task, found.values, found.labels) for split, found in predictions.items()}
-
-
-def layer_groups(
-    model: nn.Module, layer_decay: float, weight_decay: float, written_for: int = 12
-) -> list[dict[str, Any]]:
-    """Parameter groups of an encoder of transformers whose `lr_scale` falls from the head, 1, down to the embedding.
-
-    Layer l of a network of `depth` blocks (0 is the embedding) gets layer_decay ** (1 + written_for (1 - l / depth)),
-    the rule of `bamboo.training.layer_decay_groups`. The head is all that stands above the last block: final norm,
-    pooler, classifier.
-
-    Args:
-        model: an encoder under a head.
-        layer_decay: factor from one layer to the layer below it, in a network of `written_for` blocks; 1 for none.
-        weight_decay: of matrices; vectors and biases have none.
-        written_for: number of blocks.
-
-    Raises:
-        InputError: where `layer_decay` does not lie between 0 and 1.
-    """
-    check_layer_decay(layer_decay, written_for)
-    depth = 1 + max((int(found[1]) for name, _ in model.named_parameters() if (found := LAYER.search(name))), default=0)
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        block = LAYER.search(name)
-        number = int(block[1]) + 1 if block else 0 if "embeddings" in name else None
-        scale = 1.0 if number is None else layer_decay ** (1 + written_for * (1 - number / depth))
-        layer = "head" if number is None else f"block {number - 1}" if number else "embedding"
-        matrix = parameter.ndim > 1
-        group: dict[str, Any] = {
-            "layer": layer,
-            "lr_scale": scale,
-            "weight_decay": weight_decay if matrix else 0.0,
-            "params": [],
-        }
-        groups.setdefault((layer, matrix), group)["params"].append(parameter)
-    return list(groups.values())

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from bamboo.finetune.glue.batches import Batches, EvalBatches, Tokens, TrainBatches
-from bamboo.finetune.glue.classifier import layer_groups
+from bamboo.finetune.glue.layer_decay import layer_groups
 from bamboo.finetune.glue.recipes import CLIP, Setting
 from bamboo.training import build_optimizer
 

@@ -14,14 +14,12 @@ from lightning import Trainer
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
 )
 
 from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.finetune.glue.batches import Batches, EvalBatches, tokenise
-from bamboo.finetune.glue.classifier import GlueClassifier, in_order, layer_groups
+from bamboo.finetune.glue.classifier import GlueClassifier, in_order
 from bamboo.finetune.glue.data import GlueData
 from bamboo.finetune.glue.encoders import open_encoder
 from bamboo.finetune.glue.recipes import SEARCH, Setting
@@ -152,32 +150,6 @@ def test_every_setting_of_the_search_is_that_of_bert():
     assert {(one.batch_size, one.epochs) for one in SEARCH} == {(b, e) for b in (16, 32) for e in (2, 3, 4)}
     assert {one.lr for one in SEARCH} == {2e-5, 3e-5, 5e-5}
     assert all(one.recipe.base_lr * one.batch_size / 256 == pytest.approx(one.lr) for one in SEARCH)
-
-
-def test_layer_decay_is_that_of_the_paper_at_12_layers_and_keeps_its_ends_at_48():
-    def scales(depth):
-        config = BertConfig(
-            hidden_size=4, num_hidden_layers=depth, num_attention_heads=1, intermediate_size=4, vocab_size=8
-        )
-        groups = layer_groups(BertForSequenceClassification(config), 0.65, 0.1)
-        assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
-        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for group in groups for p in group["params"])
-        return {group["layer"]: group["lr_scale"] for group in groups}
-
-    shallow, deep = scales(12), scales(48)
-    assert shallow["head"] == deep["head"] == 1
-    for block in range(12):
-        assert shallow[f"block {block}"] == pytest.approx(0.65 ** (12 - block))  # layer l of depth d: d + 1 - l
-        assert deep[f"block {4 * block + 3}"] == pytest.approx(shallow[f"block {block}"])  # the same relative depth
-    assert shallow["embedding"] == deep["embedding"] == pytest.approx(0.65**13)
-
-
-@pytest.mark.parametrize("architecture", CONFIGS)
-def test_every_weight_is_in_one_group_and_the_blocks_are_told_apart(encoders, architecture):
-    model = open_encoder(encoders[architecture], 2).model
-    groups = layer_groups(model, 0.5, 0.0)
-    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
-    assert {group["layer"] for group in groups} == {"embedding", "block 0", "block 1", "head"}
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
