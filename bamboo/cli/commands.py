@@ -158,8 +158,8 @@ def export(checkpoint: Path, *, out: Path, format: Literal["auto", "timm", "hf",
         checkpoint: what to export.
         out: folder to write into.
         format: `timm` for the image encoder, or a classifier with its head, which transformers reads too; `hf` for
-            transformers' own ViTMAEForPreTraining, ViTForImageClassification, or a masked language model with its
-            tokenizer; `reference` for the MAE release; `auto` is `timm`, and `hf` for text.
+            transformers' own ViTMAEForPreTraining, ViTForImageClassification, or a masked language model or text
+            classifier with its tokenizer; `reference` for the MAE release; `auto` is `timm`, and `hf` for text.
     """
     from bamboo.checkpoints import export as write
     from bamboo.checkpoints import find_source, loading_calls
@@ -174,11 +174,13 @@ def export(checkpoint: Path, *, out: Path, format: Literal["auto", "timm", "hf",
 
 
 def _export_text(checkpoint: Path, out: Path, format: str) -> None:
-    from bamboo.text.checkpoints import export_text
+    from bamboo.files import read_file
+    from bamboo.text.checkpoints import export_text, is_classifier
 
     if format not in ("auto", "hf"):
-        raise InputError(f"{checkpoint} is a masked language model, which is exported as hf, not as {format}")
-    paths = export_text(checkpoint, out)
+        raise InputError(f"{checkpoint} is a text model, which is exported as hf, not as {format}")
+    paths, content = export_text(checkpoint, out), read_file(checkpoint)
+    kind = "SequenceClassification" if is_classifier(content) else "MaskedLM"
     print("\n".join(f"wrote {path}" for path in paths))
-    print(f'load it by\n  transformers.AutoModelForMaskedLM.from_pretrained("{out}")')
+    print(f'load it by\n  transformers.AutoModelFor{kind}.from_pretrained("{out}")')
     print(f'  transformers.AutoTokenizer.from_pretrained("{out}")')

@@ -34,9 +34,10 @@ class TextClassification(TrainingModule):
         pool: Literal["token", "avg"] = "token",
         **encoder: Any,
     ) -> None:
-        super().__init__(recipe)
-        told = {key: plain(value) for key, value in encoder.items()}
-        self.save_hyperparameters({"recipe": asdict(recipe), "seed": seed, "pool": pool, **told})
+        # `load_from_checkpoint` hands over the plain values of a checkpoint.
+        super().__init__(Recipe(**recipe) if isinstance(recipe, Mapping) else recipe)
+        options = {key: plain(value) for key, value in encoder.items()}
+        self.save_hyperparameters({"recipe": asdict(self.recipe), "seed": seed, "pool": pool, **options})
         self.seed, self.pool = seed, pool
         self.model = build_model(build_config(**encoder)).base_model
         self.head = nn.Linear(self.model.config.hidden_size, GlossSubjects.num_classes)
@@ -88,3 +89,8 @@ class TextClassification(TrainingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer with the weights."""
         checkpoint["tokenizer"] = self.tokenizer_json
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the tokenizer with the weights."""
+        super().on_load_checkpoint(checkpoint)
+        self.tokenizer_json = checkpoint["tokenizer"]

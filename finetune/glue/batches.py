@@ -85,10 +85,13 @@ class Batches(Dataset[dict[str, Tensor]]):
         tokens: the texts.
         labels: number of each text's class, or its score; None where they are not known.
         pad: number of the padding token.
+        side: where a short text is padded: `right`, or `left` for encoders that read the last token, as XLNet does.
     """
 
-    def __init__(self, tokens: Tokens, labels: Sequence[int] | Sequence[float] | None, pad: int = 0):
-        self.tokens, self.pad = tokens, pad
+    def __init__(
+        self, tokens: Tokens, labels: Sequence[int] | Sequence[float] | None, pad: int = 0, side: str = "right"
+    ):
+        self.tokens, self.pad, self.side = tokens, pad, side
         self.labels = None if labels is None else torch.as_tensor(labels)
 
     def __len__(self) -> int:
@@ -100,10 +103,12 @@ class Batches(Dataset[dict[str, Tensor]]):
         ids = np.full((len(indices), width), self.pad, np.int64)
         types = np.zeros((len(indices), width), np.int64)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            ids[row, :length] = self.tokens.ids[start : start + length]
+            place = slice(width - length, width) if self.side == "left" else slice(length)
+            ids[row, place] = self.tokens.ids[start : start + length]
             if self.tokens.types is not None:
-                types[row, :length] = self.tokens.types[start : start + length]
+                types[row, place] = self.tokens.types[start : start + length]
         mask = np.arange(width) < lengths[:, None]
+        mask = mask[:, ::-1].copy() if self.side == "left" else mask
         arrays = {"input_ids": ids, "attention_mask": mask, "index": np.asarray(indices, np.int64)}
         if self.tokens.types is not None:
             arrays["token_type_ids"] = types

@@ -5,7 +5,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bamboo.files import atomic_write, write_weights
+from bamboo.callbacks import NonFiniteGuard
+from bamboo.errors import InputError
+from bamboo.files import atomic_write
+from bamboo.text.checkpoints import save_text
 
 from .classifier import GlueClassifier, in_order, measure
 from .data import GlueData
@@ -41,7 +45,7 @@ class Plan:
         precision: fp32, or bf16 autocast; `auto` is bf16 on a GPU that has it.
         samples: texts to train and evaluate on at most; None for all.
         from_mnli: start `FROM_MNLI` from the model that was fine-tuned on MNLI under the same seed.
-        test: also run over the test splits.
+        keep_models: write the model of each cell as a Hugging Face folder.
     """
 
     encoder: str
@@ -52,7 +56,7 @@ class Plan:
     precision: Precision = "auto"
     samples: int | None = None
     from_mnli: bool = False
-    test: bool = False
+    keep_models: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,13 @@ class Cell:
         """What it predicts of the test splits."""
         return out / "predictions" / f"{self.name}.json"
 
-    def weights(self, out: Path) -> Path:
-        """Its model, if another cell starts from it."""
-        return out / "weights" / f"{self.name}.safetensors"
+    def model(self, out: Path) -> Path:
+        """Folder of its model, if it is kept."""
+        return out / "models" / self.name
 
-    def finished(self, out: Path, test: bool = False) -> bool:
+    def finished(self, out: Path) -> bool:
         """Whether there is nothing left to do."""
-        return self.path(out).is_file() and (not test or self.predictions(out).is_file())
+        return self.path(out).is_file()
 
     def read(self, out: Path) -> dict[str, Any]:
         """Its scores."""
@@ -114,22 +118,20 @@ def run_cell(plan: Plan, cell: Cell, out: Path, gpu: int | None = None, report: 
         What was written: the setting, metrics by split, their summary, and the seconds that it took.
     """
     start = time.perf_counter()
+    begin = Cell("mnli", cell.seed).model(out) / "model.safetensors"
     module = GlueClassifier(
         plan.encoder,
         cell.task,
-        plan.dropout,
-        plan.layer_decay,
+        dropout=plan.dropout,
+        layer_decay=plan.layer_decay,
         recipe=cell.setting.recipe,
         seed=cell.seed,
-        start_from=Cell("mnli", cell.seed).weights(out) if plan.from_mnli and cell.task in FROM_MNLI else None,
+        start_from=begin if plan.from_mnli and cell.task in FROM_MNLI else None,
     )
-    data = GlueData(
-        plan.data, cell.task, cell.setting.batch_size, plan.max_length, samples=plan.samples, seed=cell.seed
-    )
-    trainer = _trainer(plan, cell.setting.epochs, gpu, report)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on workers and logging intervals
+    data, trainer = _data(plan, cell), _trainer(plan, cell.setting.epochs, gpu, report)
+    with _without_advice():
         trainer.fit(module, datamodule=data)
+        module.check_converged()
         trainer.validate(module, datamodule=data, verbose=False)
     metrics = measure(module.task, module.predictions)
     scores = {
@@ -140,12 +142,37 @@ def run_cell(plan: Plan, cell: Cell, out: Path, gpu: int | None = None, report: 
         "metrics": metrics,
         "seconds": time.perf_counter() - start,
     }
-    if plan.test:
-        write_json(cell.predictions(out), _predict(trainer, module, data))
-    if plan.from_mnli and cell.task == "mnli" and not cell.searched:
-        write_weights(cell.weights(out), module.model.state_dict(), {})
+    if plan.keep_models or (plan.from_mnli and cell.task == "mnli"):
+        save_text(module.model, module.tokenizer, cell.model(out))
     write_json(cell.path(out), scores)
     return scores
+
+
+def predict_tests(plan: Plan, cell: Cell, out: Path, gpu: int | None = None) -> dict[str, Any]:
+    """Ids and predictions by test split of a cell whose model was kept; they are written, and read the next time.
+
+    Raises:
+        InputError: where the model was not kept.
+    """
+    path = cell.predictions(out)
+    if path.is_file():
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+    if not (cell.model(out) / "model.safetensors").is_file():
+        raise InputError(
+            f"{cell.name} was run without --keep-models or --submission, so its test set cannot be predicted: remove "
+            f"{cell.path(out)} to train it again"
+        )
+    module, data = GlueClassifier(cell.model(out), cell.task, dropout=None), _data(plan, cell)
+    with _without_advice():
+        parts: Any = _trainer(plan, 1, gpu, None).predict(module, datamodule=data)
+    parts = parts if len(data.test_names) > 1 else [parts]
+    found = {
+        split: {"ids": ids, "predictions": in_order(part)["predicted"].tolist()}
+        for split, ids, part in zip(data.test_names, data.predict_source(), parts, strict=True)
+    }
+    write_json(path, found)
+    return found
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -162,14 +189,17 @@ def _strict(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _predict(trainer: Trainer, module: GlueClassifier, data: GlueData) -> dict[str, Any]:
-    """By test split: ids and predictions."""
-    found: Any = trainer.predict(module, datamodule=data)
-    parts = found if len(data.test_names) > 1 else [found]
-    return {
-        split: {"ids": list(data.split(split)[1]), "predictions": in_order(part).values}
-        for split, part in zip(data.test_names, parts, strict=True)
-    }
+def _data(plan: Plan, cell: Cell) -> GlueData:
+    batch = cell.setting.batch_size
+    return GlueData(plan.data, cell.task, batch, plan.max_length, samples=plan.samples, seed=cell.seed)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without Lightning's advice on workers and logging intervals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _trainer(plan: Plan, epochs: int, gpu: int | None, report: Report | None) -> Trainer:
@@ -186,7 +216,7 @@ def _trainer(plan: Plan, epochs: int, gpu: int | None, report: Report | None) ->
         limit_val_batches=1.0,
         check_val_every_n_epoch=epochs + 1,  # once, at the end
         num_sanity_val_steps=0,
-        callbacks=[_Reporting(report)] if report else [],
+        callbacks=[NonFiniteGuard(), *([_Reporting(report)] if report else [])],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,35 +1,29 @@
 """Fine-tuning of a text encoder on one task of GLUE: the thin Lightning module around a model of transformers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
+from bamboo.text.checkpoints import restore_tokenizer, tokenizer_state
 from bamboo.training import Recipe, TrainingModule
 
-from .encoders import load_start, open_encoder
+from .encoders import head_classes, load_start, open_encoder
 from .layer_decay import layer_groups
 from .metrics import compute, headline
 from .recipes import Setting
-from .tasks import Task, find_tasks
+from .tasks import OWN, Task, find_tasks, own_task, plain
 
-
-class Predictions(NamedTuple):
-    """What a model says of the texts of a split, in the order of the split.
-
-    Args:
-        values: number of the most probable class (n,), or the score.
-        labels: what is true (n,); empty where it is not known.
-    """
-
-    values: list[Any]
-    labels: list[Any]
+DIVERGED = 2.0
+"""How many times the loss of its first step that of the last epoch of a run may be."""
 
 
 class GlueClassifier(TrainingModule):
@@ -38,8 +32,10 @@ class GlueClassifier(TrainingModule):
     Every draw of a step (dropout) is a pure function of the seed, the epoch, the step and the process.
 
     Args:
-        encoder: a checkpoint of this project, a Hugging Face folder, or `hf:NAME`.
-        task: name of the task, which decides the size of the head, the loss and the metrics.
+        encoder: a checkpoint of this project, a Hugging Face folder, or `hf:NAME`. Of a fine-tuned classifier the head
+            is kept where its classes have the same names.
+        task: name of the task, which decides the size of the head, the loss and the metrics; `texts` for one's own.
+        classes: names of the classes of one's own texts; by default those of a fine-tuned `encoder`.
         dropout: every dropout probability that the encoder has; null leaves them as they were in pretraining.
         layer_decay: learning rate of a layer over that of the layer above, in a network of `layer_decay_depth` blocks.
         layer_decay_depth: number of blocks that `layer_decay` is written for; at another depth the layer at the same
@@ -48,6 +44,8 @@ class GlueClassifier(TrainingModule):
         seed: of new weights and of dropout.
         start_from: a model that was fine-tuned on another task, MNLI as a rule, from which all but a head of another
             size is taken.
+        model_config: configuration of transformers of the model in a checkpoint of this class, which is read without
+            an encoder.
 
     Raises:
         InputError: where the encoder cannot be loaded, or there is no such task.
@@ -57,27 +55,38 @@ class GlueClassifier(TrainingModule):
         self,
         encoder: str | Path | None = None,
         task: str = "cola",
+        classes: list[str] | None = None,
         dropout: float | None = 0.1,
         layer_decay: float = 1.0,
         layer_decay_depth: int = 12,
         recipe: Recipe = Setting().recipe,  # noqa: B008 (frozen)
         seed: int = 0,
         start_from: str | Path | None = None,
+        model_config: dict[str, Any] | None = None,
     ) -> None:
+        # `load_from_checkpoint` hands over the plain values of a checkpoint.
         super().__init__(Recipe(**recipe) if isinstance(recipe, Mapping) else recipe)
-        if encoder is None:
+        if encoder is None and model_config is None:
             raise InputError("there is no encoder to fine-tune: give --model.init_args.encoder CHECKPOINT or hf:NAME")
-        (self.task,) = find_tasks([task])
-        labels = self.task.num_outputs
-        self.model, self.tokenizer, self.notes = open_encoder(encoder, labels, dropout, derive_seed(seed, "head"))
+        self.task = _task(task, classes, encoder)
+        self.source, self.has_head, self.tokenizer = str(encoder), True, None
+        self.notes: tuple[str, ...] = ()
+        if encoder is None:
+            self.model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**(model_config or {})))
+        else:
+            seeds, names = derive_seed(seed, "head"), self.task.labels
+            opened = open_encoder(encoder, self.task.num_outputs, dropout, seeds, names)
+            self.model, self.tokenizer, self.notes, self.has_head = opened
         if start_from is not None:
             load_start(self.model, start_from)
         self.layer_decay, self.layer_decay_depth, self.seed = layer_decay, layer_decay_depth, seed
         layer_groups(self.model, layer_decay, 0.0, layer_decay_depth)  # a wrong value shows before anything starts
         self.save_hyperparameters(
             {
-                "encoder": str(encoder),
+                "encoder": None,
+                "model_config": self.model.config.to_dict(),
                 "task": task,
+                "classes": list(self.task.labels) if self.task.name == OWN else None,
                 "dropout": dropout,
                 "layer_decay": layer_decay,
                 "layer_decay_depth": layer_decay_depth,
@@ -86,8 +95,10 @@ class GlueClassifier(TrainingModule):
             }
         )
         self.train()  # a loaded encoder is in evaluation mode, without dropout
-        self.predictions: dict[str, Predictions] = {}
-        self._parts: dict[int, list[tuple[Tensor, ...]]] = {}
+        self.predictions: dict[str, pd.DataFrame] = {}
+        self._parts: dict[int, list[dict[str, Tensor]]] = {}
+        self._losses = torch.zeros(2)  # of the epoch: the sum of the losses, and the number of steps
+        self._first: Tensor | None = None  # loss of the first step, or of zero logits if that is larger
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, labels) in fp32 of a batch of tokens, see `bamboo.finetune.glue.batches.Batches`."""
@@ -98,10 +109,46 @@ class GlueClassifier(TrainingModule):
     def compute(self, batch: Mapping[str, Tensor], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and the share of its tokens that are padding."""
         logits, labels = self(batch), batch["label"]
-        padding = 1 - batch["attention_mask"].float().mean()
+        loss = self._loss(logits, labels)
+        if stage == "train":  # summed on the device, and read once an epoch
+            untrained = self._loss(torch.zeros_like(logits), labels)
+            self._first = torch.maximum(loss.detach(), untrained) if self._first is None else self._first
+            sums = torch.stack([loss.detach(), torch.ones_like(untrained)])
+            self._losses = self._losses.to(sums.device) + sums
+        return loss, {"padding": 1 - batch["attention_mask"].float().mean()}
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.task.is_regression:
-            return F.mse_loss(logits[:, 0], labels.float()), {"padding": padding}
-        return F.cross_entropy(logits, labels), {"padding": padding}
+            return F.mse_loss(logits[:, 0], labels.float())
+        return F.cross_entropy(logits, labels)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the sums of the loss anew."""
+        self._losses = torch.zeros(2)
+
+    def on_train_end(self) -> None:
+        """From here on the head is one that has been trained."""
+        self.has_head = True
+
+    def check_converged(self) -> None:
+        """Refuse a model that is worse on what it learned from than it was before.
+
+        Naming one class for all texts is a poor model, but one: its loss is near that of zero logits. A run has
+        diverged where weights are not finite, or the loss of its last epoch is above `DIVERGED` times that of its first
+        step, or of zero logits where that is larger.
+
+        Raises:
+            InputError: with the reason.
+        """
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                raise InputError(f"training diverged: {name} is not finite")
+        assert self._first is not None
+        first, last = float(self._first), float(self._losses[0] / self._losses[1])
+        if not last <= DIVERGED * first:
+            raise InputError(
+                f"training diverged: a loss of {first:.3g} in the first step, and {last:.3g} in the last epoch"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate and start the random stream anew, so that a resumed run draws what it would have."""
@@ -120,14 +167,22 @@ class GlueClassifier(TrainingModule):
         """Keep what the model says of each text."""
         self._parts.setdefault(dataloader_idx, []).append(self.predict_step(batch, batch_idx))
 
-    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, ...]:
-        """Numbers of the texts, what the model says of each, and the labels where they are known, (B,) each."""
-        index, labels = batch["index"], batch.get("label", batch["index"][:0])
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """What the model says of each text, (B,) each, beside the text's number and label, -1 where it is not known.
+
+        Raises:
+            InputError: for logits that are not finite.
+        """
+        index = batch["index"]
         if not len(index):  # fewer texts than processes
-            return tuple(torch.empty(0) for _ in range(3))
-        logits = self(batch)
-        values = logits[:, 0] if self.task.is_regression else logits.argmax(dim=1)
-        return index.cpu(), values.cpu(), labels.cpu()
+            return {name: torch.empty(0) for name in ("number", "label", "predicted", "probability")}
+        logits, label = self(batch), batch.get("label", torch.full_like(index, -1))
+        if not logits.isfinite().all():
+            raise InputError(f"the model's outputs are not finite, on text {int(index[0])} of a batch for one")
+        probability, predicted = logits.softmax(dim=1).max(dim=1)
+        predicted = logits[:, 0] if self.task.is_regression else predicted
+        found = {"number": index, "label": label, "predicted": predicted, "probability": probability}
+        return {name: value.cpu() for name, value in found.items()}
 
     def on_validation_epoch_end(self) -> None:
         """Gather from all processes, put back into order, and measure: `val/METRIC`, and `val/score`, its summary."""
@@ -141,26 +196,68 @@ class GlueClassifier(TrainingModule):
         self.log("val/score", headline(self.task, metrics), prog_bar=True)
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data."""
+        """Check the model against the data, by name."""
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and data.task != self.task:
             raise InputError(
                 f"the model is for {self.task.name} and the data are {data.task.name}: "
                 "set model.init_args.task and data.init_args.task alike"
             )
+        if stage != "fit" and not self.has_head and not self.trainer.ckpt_path:
+            wanted, there = self.task.labels or ("a score",), head_classes(self.source) or ("none",)
+            raise InputError(
+                f"{self.source} has no head for {', '.join(wanted)}: its classes are {', '.join(there)}; "
+                "fine-tune it first, or give --ckpt_path"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the tokenizer, so that the checkpoint is read without the encoder."""
+        if self.tokenizer is not None:
+            checkpoint.update(tokenizer_state(self.tokenizer))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the tokenizer from the run. Raises `InputError` for a checkpoint of another model or other classes."""
+        super().on_load_checkpoint(checkpoint)
+        config = checkpoint.get("hyper_parameters", {}).get("model_config")
+        if config is None:  # of a version that kept none
+            return
+        there, here = (
+            [names[key] for key in sorted(names, key=int)] for names in (config["id2label"], self.model.config.id2label)
+        )
+        if there != here:
+            raise InputError(
+                f"the checkpoint's classes are {', '.join(there)} and the model's {', '.join(here)}: "
+                "list the same names in the same order, or give the checkpoint as model.init_args.encoder"
+            )
+        if self.tokenizer is None:
+            self.tokenizer = restore_tokenizer(checkpoint)
 
 
-def in_order(parts: list[tuple[Tensor, ...]]) -> Predictions:
-    """What all processes say of a split, in the order of the split."""
-    columns = [torch.cat(column).tolist() for column in zip(*parts, strict=True)] or [[], [], []]
+def _task(name: str, classes: Sequence[str] | None, encoder: str | Path | None) -> Task:
+    if plain(name) == OWN:
+        own = classes or (head_classes(encoder) if encoder is not None else ())
+        if not own:
+            raise InputError(f"{encoder} names no classes: give --model.init_args.classes '[NAME, NAME]'")
+        return own_task(own)
+    if classes:
+        raise InputError(f"the classes of {name} are known: leave model.init_args.classes out")
+    return find_tasks([name])[0]
+
+
+def in_order(parts: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
+    """What all processes say of a split, in the order of the split: columns as of `predict_step`."""
+    frames = [pd.DataFrame({name: value.numpy() for name, value in part.items()}) for part in parts]
+    whole = pd.concat(frames) if frames else pd.DataFrame(columns=["number", "label", "predicted", "probability"])
     if distributed.is_available() and distributed.is_initialized():
         gathered: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, columns)
-        columns = [[value for one in gathered for value in one[column]] for column in range(3)]
-    order = sorted(range(len(columns[0])), key=columns[0].__getitem__)
-    return Predictions(*([column[i] for i in order] if column else [] for column in columns[1:]))
+        distributed.all_gather_object(gathered, whole)
+        whole = pd.concat(gathered)
+    return whole.sort_values("number", ignore_index=True)
 
 
-def measure(task: Task, predictions: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
+def measure(task: Task, predictions: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
     """The metrics of every split of a task."""
-    return {split: compute(task, found.values, found.labels) for split, found in predictions.items()}
+    return {
+        split: compute(task, torch.tensor(each["predicted"].to_numpy()), torch.tensor(each["label"].to_numpy()))
+        for split, each in predictions.items()
+    }

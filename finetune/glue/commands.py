@@ -30,6 +30,7 @@ def glue(
     precision: Literal["auto", "32", "bf16"] = "auto",
     workers: int | None = None,
     samples: int | None = None,
+    keep_models: bool = False,
     submission: Path | None = None,
 ) -> None:
     """Fine-tune a text encoder on the tasks of GLUE under several seeds, and write a table of its scores.
@@ -41,7 +42,8 @@ def glue(
         data: folder of the GLUE download or of its parquet or JSON-lines forms, or a hub name such as nyu-mll/glue.
         out: folder for scores.json, scores.csv, scores.md, scores.png and scores.svg, and for what is finished.
         tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli, or all for the eight without wnli.
-        seeds: number of seeds, 0, 1 and so on; one more can be added later.
+        seeds: number of seeds, 0, 1 and so on; one more can be added later. With --search the first one chooses the
+            setting and is not counted.
         epochs: passes over the training set, 5 by default.
         batch_size: texts or pairs of a step, 16 by default.
         lr: learning rate at the peak, 4e-5 by default, after a warm-up of a tenth and before a cosine to 0.
@@ -54,12 +56,14 @@ def glue(
         precision: fp32, or bf16 autocast; auto is bf16 on a GPU that has it.
         workers: tasks and seeds at a time; one per GPU by default, one without a GPU.
         samples: texts of each split at most, evenly spread, for a quick look.
-        submission: folder for submission.zip, the test-set predictions of the seed with the median dev score.
+        keep_models: keep each model as a Hugging Face folder below OUT/models, from now on.
+        submission: folder for submission.zip, the test-set predictions of the seed with the median dev score. It needs
+            all tasks, wnli included, and the diagnostic set; models are kept for it.
 
     Raises:
         InputError: where the encoder, the data or an option cannot be used, in one line.
     """
-    from .scores import Scores, markdown, write_scores
+    from .scores import collect, markdown, write_scores
     from .sweep import Places, sweep
     from .tasks import find_tasks
 
@@ -73,29 +77,33 @@ def glue(
         precision=precision,
         samples=samples,
         from_mnli=from_mnli,
-        test=submission is not None,
+        keep_models=keep_models or submission is not None,
     )
     _check(chosen, seeds, search, from_mnli)
+    if submission is not None:
+        _check_tests(chosen, data)
     read = {task.name: _read(task, plan) for task in chosen}
     _check_encoder(plan)
-    sizes = {name: found["train"] for name, found in read.items()}
-    cells, failures = sweep(plan, chosen, range(seeds), out, sizes, setting, Places.found(workers))
+    sizes, places = {name: each["train"] for name, each in read.items()}, Places.found(workers)
+    cells, failures = sweep(plan, chosen, range(seeds), out, sizes, setting, places)
     if not cells:
         name, reason = next(iter(failures.items()))
         raise InputError(f"nothing was finished: {name} failed: {reason}")
-    groups = {task: [cell for cell in cells if cell.task == task.name] for task in chosen}
-    scores = Scores(_label(encoder), tuple(_summary(t, c, out, read[t.name]) for t, c in groups.items() if c))
+    groups = {task: ours for task in chosen if (ours := [cell for cell in cells if cell.task == task.name])}
+    scores = collect(_label(encoder), {task: [c.read(out) for c in ours] for task, ours in groups.items()}, read)
     paths = write_scores(scores, out)
-    if submission is not None:
-        paths.append(_submit({task: found for task, found in groups.items() if found}, out, submission))
     print(f"\n{markdown(scores)}\n", *(f"wrote {path}" for path in paths), sep="\n")
+    if search:
+        print("the setting of each task is what seed 0 scored best with; seed 0 is not counted")
     if failures:
         names = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise InputError(f"{len(failures)} of the runs failed, and are run again by the same command: {names}")
+    if submission is not None:
+        print(f"wrote {_submit(plan, groups, out, submission, gpu=0 if places.gpus else None)}")
 
 
 def glue_compare(run_a: Path, run_b: Path, *, out: Path | None = None) -> None:
-    """Set the scores of two encoders side by side: the difference per task, and whether it exceeds the spread.
+    """Set the scores of two encoders side by side: the difference per task with its interval, and a test of it.
 
     Args:
         run_a: folder of a `bamboo glue`.
@@ -105,13 +113,13 @@ def glue_compare(run_a: Path, run_b: Path, *, out: Path | None = None) -> None:
     Raises:
         InputError: where a folder holds no scores, or the two cannot be compared.
     """
-    from .comparison import comparison_table, differences, write_comparison
+    from .comparison import comparison_table, write_comparison
     from .scores import Scores
 
     runs = [Scores.read(run) for run in (run_a, run_b)]
     names = [run_a.resolve().name, run_b.resolve().name]
     labels = names if names[0] != names[1] else [str(run_a), str(run_b)]
-    print(comparison_table(differences(*runs), labels))
+    print(comparison_table(runs, labels))
     for path in write_comparison(runs, labels, out) if out else ():
         print(f"wrote {path}")
 
@@ -119,8 +127,8 @@ def glue_compare(run_a: Path, run_b: Path, *, out: Path | None = None) -> None:
 def _setting(lr: float | None, batch_size: int | None, epochs: int | None, search: bool) -> "Setting | None":
     from .recipes import Setting
 
-    told = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
-    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    options = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if search and given:
         raise InputError(f"with --search, {' and '.join(given)} are chosen for each task: leave them out")
     return None if search else Setting(**given)
@@ -139,6 +147,8 @@ def _plan(**options: Any) -> "Plan":
 def _check(tasks: Sequence["Task"], seeds: int, search: bool, from_mnli: bool) -> None:
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
+    if search and seeds < 2:
+        raise InputError("with --search the first seed chooses and is not counted: give --seeds 2 or more")
     if from_mnli and search:
         raise InputError("--from-mnli and --search do not go together: which of the searched models to start from?")
     if from_mnli and "mnli" not in {task.name for task in tasks}:
@@ -148,8 +158,10 @@ def _check(tasks: Sequence["Task"], seeds: int, search: bool, from_mnli: bool) -
 def _check_encoder(plan: "Plan") -> None:
     """Open the encoder once, so that a wrong one shows before anything starts."""
     from .encoders import longest_text, open_encoder
+    from .layer_decay import layer_groups
 
-    model, _, notes = open_encoder(plan.encoder, 2, plan.dropout)
+    model, _, notes, _ = open_encoder(plan.encoder, 2, plan.dropout)
+    layer_groups(model, plan.layer_decay, 0.0)
     longest = longest_text(model.config)
     if plan.max_length < 4:
         raise InputError(f"max_length must be at least 4, got {plan.max_length}")
@@ -166,17 +178,24 @@ def _read(task: "Task", plan: "Plan") -> dict[str, Any]:
 
     train = few(read_split(task, plan.data, "train"), plan.samples)
     dev = {split: few(read_split(task, plan.data, split), plan.samples) for split in task.eval_splits}
-    for split in task.test_splits if plan.test else ():
-        read_split(task, plan.data, split)
-    majority = {split: majority_baseline(task, train.labels or [], found.labels or []) for split, found in dev.items()}
-    sizes = {split: len(found.first) for split, found in dev.items()}
+    majority = {split: majority_baseline(task, train.labels or [], each.labels or []) for split, each in dev.items()}
+    sizes = {split: len(each.first) for split, each in dev.items()}
     return {"train": len(train.first), "dev": sizes, "majority": majority}
 
 
-def _summary(task: "Task", cells: Sequence["Cell"], out: Path, read: dict[str, Any]) -> Any:
-    from .scores import summarise
+def _check_tests(tasks: Sequence["Task"], data: str) -> None:
+    """Raises `InputError` for a test set of the benchmark that is missing or not whole, before anything starts."""
+    from .reading import read_split
+    from .submission import FILES
 
-    return summarise(task, [cell.read(out) for cell in cells], read["majority"], read["train"], read["dev"])
+    for name, (task, split) in FILES.items():
+        if task.name not in {"ax", *(task.name for task in tasks)}:
+            raise InputError(f"--submission needs all files, and {name} is of {task.name}: give --tasks all wnli")
+        rows = len(read_split(task, data, split).first)
+        if rows != task.rows[split]:
+            raise InputError(
+                f"{name} needs the {task.rows[split]:,} rows of the official test set, and there are {rows:,}"
+            )
 
 
 def _label(encoder: str) -> str:
@@ -185,19 +204,17 @@ def _label(encoder: str) -> str:
     return f"{path.parent.name}/{path.stem}" if path.stem in ("last", "model", "checkpoint") else path.name
 
 
-def _submit(groups: dict["Task", list["Cell"]], out: Path, folder: Path) -> Path:
+def _submit(plan: "Plan", groups: dict["Task", list["Cell"]], out: Path, folder: Path, gpu: int | None) -> Path:
     """Write the predictions of the seed with the median score; of an even number of seeds, the better of the two."""
-    import json
-
+    from .cells import predict_tests
     from .data import AX
     from .submission import write_submission
     from .tasks import DIAGNOSTIC
 
-    found: dict[tuple[Task, str], tuple[list[Any], list[Any]]] = {}
+    predictions: dict[tuple[Task, str], tuple[list[Any], list[Any]]] = {}
     for task, cells in groups.items():
         ranked = sorted(cells, key=lambda cell: cell.read(out)["score"] or 0.0)
-        told = json.loads(ranked[len(ranked) // 2].predictions(out).read_text(encoding="utf-8"))
-        for split, each in told.items():
+        for split, each in predict_tests(plan, ranked[len(ranked) // 2], out, gpu).items():
             key = (DIAGNOSTIC, "test") if split == AX else (task, split)
-            found[key] = (each["ids"], each["predictions"])
-    return write_submission(found, folder)
+            predictions[key] = (each["ids"], each["predictions"])
+    return write_submission(predictions, folder)

@@ -1,115 +1,135 @@
-"""Two sweeps side by side."""
+"""Two sweeps side by side, and whether their seeds differ by more than chance."""
 
-import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from bamboo.errors import InputError
-from bamboo.files import atomic_write
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import ttest_ind
 
-from .scores import EIGHT, Scores, Spread, bars, between, percent, table
+from bamboo.errors import InputError
+
+from .scores import EIGHT, SCORE, Scores, bars, markdown_table, percent, write_table, write_text
 from .tasks import TASKS
 
-RULE = "A difference exceeds the spread where the ranges (smallest to largest over seeds) do not overlap."
+FEWEST = 3
+"""Seeds of each run below which nothing is said: the spread of two says next to nothing about that of all."""
+
+LEVEL = 0.05
+
+RULE = (
+    "Means over seeds. The interval is that of Welch's t-test (95 %, of each task by itself); a task differs where its "
+    f"p, corrected by Holm over the tasks, is below {LEVEL:g}."
+)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """What two runs scored on a task.
+def differences(first: Scores, second: Scores) -> pd.DataFrame:
+    """A row for each task that both runs have, in the order of the benchmark.
 
-    Args:
-        task: its name.
-        first: summary of the first run over its seeds.
-        second: of the second one.
-        seeds: number of seeds of each.
-    """
-
-    task: str
-    first: Spread
-    second: Spread
-    seeds: tuple[int, int]
-
-    @property
-    def value(self) -> float:
-        """Median of the second run less that of the first."""
-        return self.second.median - self.first.median
-
-    @property
-    def exceeds(self) -> bool | None:
-        """Whether the ranges over seeds do not overlap; None with a single seed, or where a score is not defined."""
-        ends = (self.first.low, self.first.high, self.second.low, self.second.high)
-        if min(self.seeds) < 2 or any(map(math.isnan, ends)):
-            return None
-        return self.second.low > self.first.high or self.first.low > self.second.high
-
-
-def differences(first: Scores, second: Scores) -> list[Difference]:
-    """The tasks that both runs have, in the order of the benchmark.
+    Returns:
+        By task: `seeds` of the run with fewer, the means `first` and `second` over seeds, their `difference` with its
+        95 % interval `low` to `high`, `p` of Welch's t-test (Welch 1947), `p_holm` (Holm 1979), and the `verdict`.
 
     Raises:
-        InputError: where they have none in common, or not on the same examples.
+        InputError: where they have no task in common, or not on the same examples.
     """
-    runs = [{task.name: task for task in run.tasks} for run in (first, second)]
-    names = [name for name in TASKS if all(name in run for run in runs)]
+    runs = [run.values[run.values["metric"] == SCORE] for run in (first, second)]
+    names = [name for name in TASKS if all(name in set(run["task"]) for run in runs)]
     if not names:
         raise InputError(f"{first.encoder} and {second.encoder} have no task in common")
-    found = []
+    rows = {}
     for name in names:
-        one, two = (run[name] for run in runs)
-        if (one.train, one.dev) != (two.train, two.dev):
+        one, two = (run[run["task"] == name] for run in runs)
+        sizes = [tuple(int(number) for number in side[["train", "dev"]].iloc[0]) for side in (one, two)]
+        if sizes[0] != sizes[1]:
             raise InputError(
-                f"{name}: {one.train} training and {sum(one.dev.values())} dev examples in one run, {two.train} and "
-                f"{sum(two.dev.values())} in the other: only scores on the same examples can be compared"
+                f"{name}: {sizes[0][0]} training and {sizes[0][1]} dev examples in one run, {sizes[1][0]} and "
+                f"{sizes[1][1]} in the other: only scores on the same examples can be compared"
             )
-        found.append(Difference(name, one.score, two.score, (len(one.seeds), len(two.seeds))))
-    return found
+        rows[name] = compare(one["value"].to_numpy(), two["value"].to_numpy())
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table["p_holm"] = holm(table["p"].to_numpy())
+    table["verdict"] = [_verdict(row) for _, row in table.iterrows()]
+    return table.rename_axis("task")
 
 
-def comparison_table(found: Sequence[Difference], labels: Sequence[str]) -> str:
+def compare(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, float]:
+    """Means over seeds, their difference, and Welch's test of it; NaN where there is nothing to test it by."""
+    means = {"first": first.mean(), "second": second.mean(), "difference": second.mean() - first.mean()}
+    seeds, spread = min(len(first), len(second)), max(np.ptp(first), np.ptp(second))
+    row = {"seeds": seeds, **means, "low": math.nan, "high": math.nan, "p": math.nan}
+    if seeds < FEWEST or not spread > 0:
+        return row
+    test = ttest_ind(second, first, equal_var=False)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return {**row, "low": low, "high": high, "p": test.pvalue}
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values of p corrected for their number by Holm 1979, where they are known."""
+    corrected, known = np.full(len(p), math.nan), np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * (len(order) - np.arange(len(order)))))
+    return corrected
+
+
+def _verdict(row: pd.Series) -> str:
+    if math.isnan(row["difference"]):
+        return "undefined"
+    if row["seeds"] < FEWEST:
+        return "too few seeds to say"
+    if math.isnan(row["p_holm"]):
+        return "no spread to judge by" if row["difference"] else "no difference seen"
+    return "differs" if row["p_holm"] < LEVEL else "no difference seen"
+
+
+def average(first: Scores, second: Scores) -> dict[str, float] | None:
+    """`compare` of the average over the eight tasks, seed by seed; None where a task is missing in one of the two."""
+    means = []
+    for run in (first, second):
+        if run.missing:
+            return None
+        scores = run.values[(run.values["metric"] == SCORE) & run.values["task"].isin(EIGHT)]
+        means.append(scores.pivot(index="seed", columns="task", values="value").mean(axis=1, skipna=False))
+    return compare(*(mean.to_numpy() for mean in means))
+
+
+def comparison_table(runs: Sequence[Scores], labels: Sequence[str]) -> str:
     """The table, the average, and the rule, in Markdown."""
-    header = ("task", "beyond the spread", labels[0], "min to max", labels[1], "min to max", "difference")
-    words = {True: "yes", False: "no", None: "unknown"}
-    rows = [
-        (
-            TASKS[one.task].title,
-            words[one.exceeds],
-            *(text for spread in (one.first, one.second) for text in (percent(spread.median), between(spread))),
-            f"{100 * one.value:+.1f}",
-        )
-        for one in found
-    ]
-    counted = [one for one in found if one.task in EIGHT]
-    means = [sum(spread) / len(counted) for spread in _medians(counted)] if counted else [math.nan, math.nan]
-    name = "average" if len(counted) == len(EIGHT) else f"mean of {len(counted)}"
-    row = (name, "", percent(means[0]), "", percent(means[1]), "", f"{100 * (means[1] - means[0]):+.1f}")
-    lines = [table([header, *rows, row]), "", RULE]
-    if any(min(one.seeds) < 2 for one in found):
-        lines.append("One seed has no spread: run `bamboo glue` with more.")
-    if len(counted) < len(EIGHT):
-        titles = ", ".join(TASKS[name].title for name in EIGHT if name not in {one.task for one in counted})
-        lines.append(f"No average over the eight tasks: {titles} missing in one of the two.")
+    table = differences(runs[0], runs[1])
+    rows = [_row(TASKS[str(name)].title, row["verdict"], row, labels) for name, row in table.iterrows()]
+    whole = average(runs[0], runs[1])
+    if whole is not None:
+        rows.append(_row("average", "", pd.Series(whole), labels))
+    lines = [markdown_table(pd.DataFrame(rows)), "", RULE]
+    if (table["seeds"] < FEWEST).any():
+        lines.append(f"Fewer than {FEWEST} seeds are too few to say: run `bamboo glue` with more.")
+    if whole is None:
+        absent = [TASKS[name].title for name in EIGHT if any(name in run.missing for run in runs)]
+        lines.append(f"No average over the eight tasks: {', '.join(absent)} missing in one of the two.")
     return "\n".join(lines)
 
 
-def _medians(found: Sequence[Difference]) -> tuple[list[float], list[float]]:
-    return [one.first.median for one in found], [one.second.median for one in found]
+def _row(title: str, verdict: str, row: pd.Series, labels: Sequence[str]) -> dict[str, str]:
+    low, high, p = row["low"], row["high"], row.get("p_holm", math.nan)
+    return {
+        "task": title,
+        "verdict": verdict,
+        labels[0]: percent(row["first"]),
+        labels[1]: percent(row["second"]),
+        "difference": "undefined" if math.isnan(row["difference"]) else f"{100 * row['difference']:+.1f}",
+        "95 % interval": "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}",
+        "p (Holm)": "" if math.isnan(p) else f"{p:.3f}",
+        "seeds": str(int(row["seeds"])),
+    }
 
 
 def write_comparison(runs: Sequence[Scores], labels: Sequence[str], out: Path) -> list[Path]:
     """Write comparison.csv, comparison.md, comparison.png and comparison.svg; returns their paths."""
     from bamboo.analysis.plots import save_figure
 
-    found = differences(runs[0], runs[1])
-    numbers, page = out / "comparison.csv", out / "comparison.md"
-    with atomic_write(numbers) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        sides = [f"{label} {what}" for label in labels for what in ("median", "low", "high")]
-        writer.writerow(("task", *sides, "difference", "exceeds the spread"))
-        for one in found:
-            ends = [end for spread in (one.first, one.second) for end in (spread.median, spread.low, spread.high)]
-            writer.writerow((one.task, *(f"{end:.6f}" for end in ends), f"{one.value:.6f}", one.exceeds))
-    with atomic_write(page) as temporary:
-        temporary.write_text(f"{comparison_table(found, labels)}\n", encoding="utf-8")
-    return [numbers, page, *save_figure(bars(runs, labels), out / "comparison")]
+    write_table(differences(runs[0], runs[1]).reset_index(), out / "comparison.csv")
+    write_text(comparison_table(runs, labels), out / "comparison.md")
+    return [out / "comparison.csv", out / "comparison.md", *save_figure(bars(runs, labels), out / "comparison")]

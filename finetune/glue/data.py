@@ -14,8 +14,8 @@ from bamboo.sampling import Loader
 
 from .batches import POOL, Batches, EvalBatches, TrainBatches, tokenise
 from .encoders import longest_text, tells_pairs_apart
-from .reading import Examples, read_split
-from .tasks import DIAGNOSTIC, find_tasks
+from .reading import Examples, MissingData, read_split, read_texts
+from .tasks import DIAGNOSTIC, TASKS, find_tasks
 
 AX = "ax"
 """What the split of the diagnostic sentences is called among MNLI's, whose model predicts them."""
@@ -72,8 +72,8 @@ class GlueData(SampledData):
         splits = {"fit": ("train", *self.eval_names), "predict": self.test_names}.get(stage or "", self.eval_names)
         for split in splits:
             self.split(split)
-        if stage == "predict" and self.task.name == "mnli" and AX not in self.test_names:
-            with suppress(InputError):  # where it was not downloaded
+        if stage == "predict" and self.test_names == TASKS["mnli"].test_splits:
+            with suppress(MissingData):  # it was not downloaded
                 self.split(AX)
                 self.test_names = (*self.test_names, AX)
 
@@ -81,14 +81,23 @@ class GlueData(SampledData):
         """The texts of a split, read at the first use, and their ids."""
         if name not in self._read:
             module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-            where = (DIAGNOSTIC, self.root, "test") if name == AX else (self.task, self.root, name)
-            found = few(read_split(*where), None if name in self.test_names or name == AX else self.samples)
+            whole = name in self.test_names or name == AX
+            found = few(self.read(name), None if whole else self.samples)
             apart, config = tells_pairs_apart(module.model.config), module.model.config
             tokens = tokenise(module.tokenizer, found.first, found.second, self.max_length, apart)
-            pad = module.tokenizer.pad_token_id
-            batches = Batches(tokens, found.labels, config.pad_token_id or 0 if pad is None else pad)
+            pad, side = module.tokenizer.pad_token_id, module.tokenizer.padding_side
+            batches = Batches(tokens, found.labels, config.pad_token_id or 0 if pad is None else pad, side)
             self._read[name] = (batches, found.ids)
         return self._read[name]
+
+    def read(self, split: str) -> Examples:
+        """The texts of a split, as they are."""
+        task, split = (DIAGNOSTIC, "test") if split == AX else (self.task, split)
+        return read_split(task, self.root, split)
+
+    def predict_source(self) -> list[list[Any]]:
+        """The ids of the texts that are predicted, by data loader."""
+        return [self.split(name)[1] for name in self.test_names]
 
     def train_dataloader(self) -> Loader:
         """Shuffled batches of texts of like length."""
@@ -122,6 +131,68 @@ class GlueData(SampledData):
         if longest is not None and self.max_length > longest:
             log.warning("texts are cut at %d tokens, not %d: the encoder reads no more", longest, self.max_length)
             self.max_length = longest
+
+
+class TextFiles(GlueData):
+    """Texts of one's own, for the classes of the module that reads them; batches are those of `Batches`.
+
+    A file is a .tsv as in GLUE, without quoting, a .csv as of a spreadsheet, both with a header, or JSON lines.
+
+    Args:
+        train: the file to train on, in which every class of the model occurs.
+        val: the file to evaluate on.
+        predict: the file to predict, which needs no labels.
+        text: column of the text.
+        pair: column of the second of a pair of texts.
+        label: column of the names of the classes.
+        batch_size: texts or pairs per process and step of training.
+        max_length: tokens of a text or pair, special ones included; the rest is cut off, and what the encoder does not
+            read.
+        max_tokens: tokens of a batch of validation, padding included.
+        samples: texts to train and to evaluate on at most, evenly spread.
+        pool: batches that are sorted by length together in training; 0 leaves the order random.
+        seed: of the order.
+
+    Raises:
+        InputError: where one of these cannot be, or a label is no class of the model.
+    """
+
+    def __init__(
+        self,
+        train: Path | None = None,
+        val: Path | None = None,
+        predict: Path | None = None,
+        text: str = "text",
+        pair: str | None = None,
+        label: str = "label",
+        batch_size: int = 16,
+        max_length: int = 128,
+        max_tokens: int = 8192,
+        samples: int | None = None,
+        pool: int = POOL,
+        seed: int = 0,
+    ):
+        super().__init__("", "cola", batch_size, max_length, max_tokens, samples, pool, seed)
+        self.files = {"train": train, "dev": val, "test": predict}
+        self.columns = text, pair, label
+        self.eval_names, self.test_names = ("dev",), ("test",)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and tokenise, for the classes of the model."""
+        self.task = self.trainer.lightning_module.task  # type: ignore[union-attr, assignment]
+        super().setup(stage)
+
+    def read(self, split: str) -> Examples:
+        """The texts of a file."""
+        path, (text, pair, label) = self.files[split], self.columns
+        if path is None:
+            option = {"dev": "val", "test": "predict"}.get(split, split)
+            raise InputError(f"no texts: give --data.init_args.{option} FILE.tsv, .csv or .jsonl")
+        examples = read_texts(self.task, Path(path), text, pair, None if split == "test" else label)
+        absent = [name for number, name in enumerate(self.task.labels) if number not in (examples.labels or ())]
+        if split == "train" and absent:
+            raise InputError(f"{path}: no text of class {', '.join(absent)}, which the model has")
+        return examples
 
 
 def few(examples: Examples, samples: int | None) -> Examples:

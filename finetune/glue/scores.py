@@ -1,14 +1,13 @@
-"""Scores of a sweep over its seeds: files, a table, a figure, and two of them side by side."""
+"""Scores of a sweep over its seeds: a table of all values, its summary, and a figure."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import pandas as pd
 
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
@@ -19,50 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCORES = "scores.json"
+SCORE = "score"
+"""What the one number of a task is called among its metrics."""
+
 EIGHT = tuple(name for name in TASKS if name != "wnli")
 """The tasks that averages are taken over."""
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Values over seeds: median, smallest and largest; NaN where one of them is not defined."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float | None]) -> "Spread":
-        """Of the values of all seeds."""
-        known = np.array([math.nan if value is None else value for value in values])
-        return cls(float(np.median(known)), float(known.min()), float(known.max()))
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """What a task scored.
-
-    Args:
-        name: of the task.
-        score: its summary, see `bamboo.finetune.glue.metrics.headline`.
-        metrics: each metric, named with its split where there are several.
-        majority: what always saying the most frequent class scores, by metric.
-        seeds: which seeds were run.
-        train: number of training examples.
-        dev: number of examples evaluated on, by split.
-        seconds: median time of a seed.
-        setting: hyperparameters.
-    """
-
-    name: str
-    score: Spread
-    metrics: dict[str, Spread]
-    majority: dict[str, float]
-    seeds: tuple[int, ...]
-    train: int
-    dev: dict[str, int]
-    seconds: float
-    setting: dict[str, float]
+COLUMNS = ("task", "metric", "seed", "value", "majority", "train", "dev", "seconds", "setting")
 
 
 @dataclass(frozen=True)
@@ -71,21 +33,40 @@ class Scores:
 
     Args:
         encoder: its name.
-        tasks: in the order of the table.
+        values: a row for each task, metric and seed, with the columns of `COLUMNS`: `majority` is what always saying
+            the most frequent class scores, `train` and `dev` are numbers of examples.
     """
 
     encoder: str
-    tasks: tuple[TaskScores, ...]
+    values: pd.DataFrame
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Which of the eight tasks are not there."""
-        return tuple(name for name in EIGHT if name not in {task.name for task in self.tasks})
+        return tuple(name for name in EIGHT if name not in set(self.values["task"]))
 
     @property
     def average(self) -> float:
-        """The mean over the eight tasks of the median over seeds; NaN where one is missing."""
-        return math.nan if self.missing else float(np.mean([t.score.median for t in self.tasks if t.name in EIGHT]))
+        """The mean over the eight tasks of the median over seeds; NaN where one is missing or not defined."""
+        medians = self.summary().xs(SCORE, level="metric")["median"]
+        return math.nan if self.missing else float(medians[list(EIGHT)].mean(skipna=False))
+
+    def summary(self) -> pd.DataFrame:
+        """By task and metric: median, smallest and largest value over seeds, and what else is known of the task.
+
+        A value that is not defined for one seed is not defined for all.
+        """
+        return self.values.groupby(["task", "metric"], sort=False).agg(
+            median=("value", lambda values: values.median(skipna=False)),
+            low=("value", lambda values: values.min(skipna=False)),
+            high=("value", lambda values: values.max(skipna=False)),
+            majority=("majority", "first"),
+            seeds=("seed", "count"),
+            train=("train", "first"),
+            dev=("dev", "first"),
+            seconds=("seconds", "median"),
+            setting=("setting", "first"),
+        )
 
     @classmethod
     def read(cls, run: Path) -> "Scores":
@@ -93,58 +74,57 @@ class Scores:
         path = run / SCORES if run.is_dir() else run
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            tasks = []
-            for told in content["tasks"]:
-                metrics = {name: _spread(value) for name, value in told["metrics"].items()}
-                fixed = {"score": _spread(told["score"]), "metrics": metrics, "seeds": tuple(told["seeds"])}
-                tasks.append(TaskScores(**{**told, **fixed, "majority": _numbers(told["majority"])}))
-            return cls(content["encoder"], tuple(tasks))
+            values = pd.DataFrame(content["values"])[list(COLUMNS)]
+            return cls(content["encoder"], values.astype({"value": float, "majority": float}))
         except OSError as error:
             raise InputError(f"{run} holds no {SCORES}: give the folder of a finished `bamboo glue`") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not what `bamboo glue` writes: {type(error).__name__} {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__} {error}"
+            raise InputError(
+                f"{path} is not what `bamboo glue` writes ({reason}): type its command again, which trains nothing anew"
+            ) from error
 
 
-def _spread(told: Mapping[str, float | None]) -> Spread:
-    return Spread(**_numbers(told))
-
-
-def _numbers(told: Mapping[str, float | None]) -> dict[str, float]:
-    """JSON has no NaN: it is null there."""
-    return {name: math.nan if value is None else value for name, value in told.items()}
-
-
-def summarise(
-    task: Task,
-    cells: Sequence[Mapping[str, Any]],
-    majority: Mapping[str, Mapping[str, float]],
-    train: int,
-    dev: Mapping[str, int],
-) -> TaskScores:
-    """Bring the seeds of a task together.
+def collect(encoder: str, cells: Mapping[Task, Sequence[Mapping[str, Any]]], read: Mapping[str, Any]) -> Scores:
+    """Bring the seeds of all tasks together.
 
     Args:
-        task: which task.
-        cells: what `run_cell` wrote for each seed.
-        majority: by split, what always saying the most frequent class scores.
-        train: number of training examples.
-        dev: number of examples by split.
+        encoder: its name.
+        cells: by task, what `run_cell` wrote for each seed.
+        read: by name of the task, its numbers of examples (`train`, and `dev` by split), and by split and metric the
+            `majority` baseline.
     """
-    names = {(split, metric): metric_name(metric, split) for split, values in majority.items() for metric in values}
-    spreads = {
-        name: Spread.of([cell["metrics"][split][metric] for cell in cells]) for (split, metric), name in names.items()
-    }
-    return TaskScores(
-        task.name,
-        Spread.of([cell["score"] for cell in cells]),
-        spreads,
-        {name: majority[split][metric] for (split, metric), name in names.items()},
-        tuple(cell["seed"] for cell in cells),
-        train,
-        dict(dev),
-        float(np.median([cell["seconds"] for cell in cells])),
-        dict(cells[0]["setting"]),
-    )
+    rows = []
+    for task, seeds in cells.items():
+        size, majority = read[task.name], read[task.name]["majority"]
+        bars = [score for scores in majority.values() for score in scores.values()]
+        for cell in seeds:
+            each = [
+                (metric_name(metric, split), value, majority[split][metric], size["dev"][split])
+                for split, values in cell["metrics"].items()
+                for metric, value in values.items()
+            ]
+            each.append((SCORE, cell["score"], sum(bars) / len(bars), sum(size["dev"].values())))
+            rows += [
+                (
+                    task.name,
+                    name,
+                    cell["seed"],
+                    value,
+                    bar,
+                    size["train"],
+                    dev,
+                    cell["seconds"],
+                    _words(cell["setting"]),
+                )
+                for name, value, bar, dev in each
+            ]
+    values = pd.DataFrame(rows, columns=list(COLUMNS))
+    return Scores(encoder, values.astype({"value": float, "majority": float}))
+
+
+def _words(setting: Mapping[str, float]) -> str:
+    return f"lr {setting['lr']:g}, batch {setting['batch_size']}, {setting['epochs']} epochs"
 
 
 def metric_name(metric: str, split: str) -> str:
@@ -159,71 +139,68 @@ def write_scores(scores: Scores, out: Path) -> list[Path]:
 
     from .cells import write_json
 
-    write_json(out / SCORES, {**asdict(scores), "average": scores.average, "missing": scores.missing})
-    table, page = out / "scores.csv", out / "scores.md"
-    with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("task", "metric", "median", "low", "high", "majority", "seeds", "train", "dev", "seconds"))
-        writer.writerows(_csv_rows(scores))
-    with atomic_write(page) as temporary:
-        temporary.write_text(f"{markdown(scores)}\n", encoding="utf-8")
-    return [out / SCORES, table, page, *save_figure(draw(scores), out / "scores")]
+    content = {"encoder": scores.encoder, "average": scores.average, "missing": scores.missing}
+    write_json(out / SCORES, {**content, "values": scores.values.to_dict("records")})
+    write_table(scores.summary().drop(SCORE, level="metric").reset_index(), out / "scores.csv")
+    write_text(markdown(scores), out / "scores.md")
+    figure = bars([scores], [scores.encoder])
+    return [out / SCORES, out / "scores.csv", out / "scores.md", *save_figure(figure, out / "scores")]
 
 
-def _csv_rows(scores: Scores) -> list[list[Any]]:
-    rows: list[list[Any]] = []
-    for task in scores.tasks:
-        common = [len(task.seeds), task.train, sum(task.dev.values()), f"{task.seconds:.1f}"]
-        rows += [
-            [task.name, name, *(f"{value:.6f}" for value in (spread.median, spread.low, spread.high)), bar, *common]
-            for name, spread in task.metrics.items()
-            for bar in [f"{task.majority[name]:.6f}"]
-        ]
-    return rows
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a CSV with six decimals."""
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6f")
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a page."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def markdown(scores: Scores) -> str:
     """The table, and the average or what is missing for it."""
-    header = ("task", "metric", "median", "min to max", "majority", "seeds", "train", "dev", "time per seed")
-    rows = []
-    for task in scores.tasks:
-        for number, (name, spread) in enumerate(task.metrics.items()):
-            size = task.dev.get(f"dev_{name[:-1].rpartition('(')[2]}") or sum(task.dev.values())
-            common = (str(len(task.seeds)), f"{task.train:,}", f"{size:,}", "" if number else duration(task.seconds))
-            numbers = (percent(spread.median), between(spread), percent(task.majority[name]))
-            rows.append((TASKS[task.name].title if not number else "", name, *numbers, *common))
+    rows = scores.summary().drop(SCORE, level="metric").reset_index()
+    first = ~rows["task"].duplicated()
+    shown = pd.DataFrame(
+        {
+            "task": rows["task"].map(lambda name: TASKS[name].title).where(first, ""),
+            "metric": rows["metric"],
+            "median": rows["median"].map(percent),
+            "min to max": [f"{percent(low)} to {percent(high)}" for low, high in zip(rows.low, rows.high, strict=True)],
+            "majority": rows["majority"].map(percent),
+            "seeds": rows["seeds"].map(str),
+            "train": rows["train"].map("{:,}".format),
+            "dev": rows["dev"].map("{:,}".format),
+            "time per seed": rows["seconds"].map(duration).where(first, ""),
+        }
+    )
+    end = f"Average over the eight tasks: {percent(scores.average)}, the mean of their medians; {COUNTING}."
     if scores.missing:
-        titles = ", ".join(TASKS[name].title for name in scores.missing)
-        end = f"No average over the eight tasks: {titles} missing."
-    else:
-        end = f"Average over the eight tasks: {percent(scores.average)}, the mean of their medians; {_counting()}."
-    return f"{scores.encoder}, in percent\n\n{table([header, *rows])}\n\n{end}"
+        end = f"No average over the eight tasks: {', '.join(TASKS[name].title for name in scores.missing)} missing."
+    return f"{scores.encoder}, in percent\n\n{markdown_table(shown)}\n\n{end}"
 
 
-def _counting() -> str:
-    return "a task with several numbers counts as their mean"
+COUNTING = "a task with several numbers counts as their mean"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; the first row is the header, columns but the first two are numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        return f"| {' | '.join(aligned)} |"
-
+def markdown_table(table: pd.DataFrame) -> str:
+    """A Markdown table with aligned columns of words; columns but the first two are numbers."""
+    columns = [[name, *map(str, table[name])] for name in table]
+    widths = [max(map(len, column)) for column in columns]
+    padded = [
+        [cell.ljust(width) if number < 2 else cell.rjust(width) for cell in column]
+        for number, (column, width) in enumerate(zip(columns, widths, strict=True))
+    ]
+    header, *lines = (f"| {' | '.join(cells)} |" for cells in zip(*padded, strict=True))
     rule = "|".join(f"{'-' * (width + 1)}{'-' if i < 2 else ':'}" for i, width in enumerate(widths))
-    return "\n".join([line(rows[0]), f"|{rule}|", *map(line, rows[1:])])
+    return "\n".join([header, f"|{rule}|", *lines])
 
 
 def percent(value: float) -> str:
     """A share in percent with one decimal; `undefined` for NaN."""
     return "undefined" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def between(spread: Spread) -> str:
-    """Smallest to largest, in percent."""
-    return f"{percent(spread.low)} to {percent(spread.high)}"
 
 
 def duration(seconds: float) -> str:
@@ -233,38 +210,24 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def summary(task: TaskScores) -> tuple[Spread, float]:
-    """A task's summary, and what the majority would have."""
-    return task.score, float(np.mean(list(task.majority.values())))
-
-
-def draw(scores: Scores) -> "Figure":
-    """The summary of every task: median, smallest and largest over seeds, and the majority baseline."""
-    return bars([scores], [scores.encoder])
-
-
 def bars(runs: Sequence[Scores], labels: Sequence[str]) -> "Figure":
     """A group of bars for each task, a bar for each run: the median, whiskers from smallest to largest."""
     from matplotlib.figure import Figure
 
     from bamboo.analysis.plots import COLOURS, style
 
-    names = [name for name in TASKS if any(name == task.name for run in runs for task in run.tasks)]
-    width = 0.7 / len(runs)
+    found = {name for run in runs for name in run.values["task"]}
+    names, width = [name for name in TASKS if name in found], 0.7 / len(runs)
     with style():
         figure = Figure(figsize=(1.6 + 0.75 * len(names) + 0.25 * len(runs), 3.2), layout="constrained")
         axis = figure.subplots()
         for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
-            for task in run.tasks:
-                at, (score, majority) = names.index(task.name) + (number - (len(runs) - 1) / 2) * width, summary(task)
-                if math.isnan(score.median):
-                    continue
-                error = [[100 * (score.median - score.low)], [100 * (score.high - score.median)]]
-                look = {"width": 0.92 * width, "color": COLOURS[number], "alpha": 0.85}
-                axis.bar(at, 100 * score.median, yerr=error, capsize=3, error_kw={"linewidth": 1}, **look)
-                if not math.isnan(majority):
-                    axis.hlines(100 * majority, at - width / 2, at + width / 2, color="black", linestyle=":")
-            axis.bar(0, 0, color=COLOURS[number], alpha=0.85, label=label)
+            rows = run.summary().xs(SCORE, level="metric")
+            place = pd.Series(rows.index.map(names.index), rows.index) + (number - (len(runs) - 1) / 2) * width
+            ends = [100 * (rows["median"] - rows["low"]), 100 * (rows["high"] - rows["median"])]
+            look = {"width": 0.92 * width, "color": COLOURS[number], "alpha": 0.85, "label": label}
+            axis.bar(place, 100 * rows["median"], yerr=ends, capsize=3, error_kw={"linewidth": 1}, **look)
+            axis.hlines(100 * rows["majority"], place - width / 2, place + width / 2, color="black", linestyle=":")
         axis.plot([], [], color="black", linestyle=":", label="majority")
         axis.set_xticks(range(len(names)), [TASKS[name].title for name in names])
         axis.set_ylabel("score (percent)")

@@ -30,51 +30,60 @@ def write_submission(
 ) -> Path:
     """Write `submission.zip`: one file of tab-separated `index` and `prediction` for every test set, without folders.
 
+    The benchmark's server takes all files or none: what is not whole, or fails `check_submission`, is not written.
+
     The predictions of MNLI, QNLI and RTE are written as words, those of the other classes as 0 and 1, and those of
     STS-B, brought between 0 and 5, with three decimals.
 
     Args:
         predictions: by task and test split: the ids that `read_split` gave, and the ids of classes or similarities,
-            in the order of the test set. Those of MNLI's model on `DIAGNOSTIC` belong to a whole submission too.
+            in the order of the test set. Those of MNLI's model on `DIAGNOSTIC` belong to them.
         folder: where to write; it is made if missing.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: for a prediction that is no class of the task or not finite, or where the file cannot be written.
+        InputError: for a test set that is missing or has not its official rows, a prediction that is no class of the
+            task or not finite, or where the file cannot be written.
     """
     path = folder / "submission.zip"
     files = {file_name(*key): _lines(key[0], *content) for key, content in predictions.items()}
+    if missing := [name for name in FILES if name not in files]:
+        raise InputError(f"a submission is whole or refused: {', '.join(missing)} missing")
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(files, key=list(FILES).index):
             info = zipfile.ZipInfo(name, _MOMENT)
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(info, "".join(f"{index}\t{value}\n" for index, value in (HEADER, *files[name])))
+        archive.close()
+        check_submission(temporary, str(path))
     return path
 
 
-def check_submission(path: str | Path) -> str:
-    """Check that a zipped submission has the benchmark's format and official numbers of rows; say what is in it.
+def check_submission(path: str | Path, name: str | None = None) -> str:
+    """Check that a zipped submission is whole and has the benchmark's format and official numbers of rows.
 
     Args:
         path: the zip file.
+        name: what to call it.
 
     Returns:
-        One line: the files and rows it has, and the files it leaves out.
+        One line: the files and rows it has.
 
     Raises:
         InputError: for the first fault, with file and line.
     """
+    place = name or str(path)
     try:
         with zipfile.ZipFile(path) as archive:
             contents = {name: archive.read(name) for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is missing or no zip file") from error
-    rows = sum(_check_file(f"{path}: {name}", name, content) for name, content in contents.items())
-    missing = [name for name in FILES if name not in contents]
-    left_out = f"; left out: {', '.join(missing)}" if missing else ""
-    return f"{path}: {len(contents)} of {len(FILES)} files, {rows:,} predictions{left_out}"
+        raise InputError(f"{place} is missing or no zip file") from error
+    rows = sum(_check_file(f"{place}: {name}", name, content) for name, content in contents.items())
+    if missing := [name for name in FILES if name not in contents]:
+        raise InputError(f"{place}: {', '.join(missing)} missing")
+    return f"{place}: {len(contents)} files, {rows:,} predictions"
 
 
 def _lines(task: Task, ids: Sequence[int | str], values: Sequence[int] | Sequence[float]) -> list[tuple[str, str]]:

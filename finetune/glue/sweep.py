@@ -7,7 +7,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def sweep(
         out: folder of the sweep.
         sizes: number of training examples of each task, for the progress bar.
         setting: hyperparameters of all tasks; None searches for each task, under the first seed, the setting of
-            `SEARCH` that is best on the dev set, with which the other seeds are then run.
+            `SEARCH` that is best on the dev set, with which the other seeds are then run; the first one, which chose,
+            is not among the cells that are returned.
         places: where cells run.
 
     Returns:
@@ -82,31 +84,31 @@ def sweep(
         InputError: where the folder holds the scores of another sweep.
     """
     _claim(out, plan, setting)
-    chosen = {task.name: setting for task in tasks}
     failures: dict[str, str] = {}
-    run = _Runner(plan, out, sizes, places)
-    with run:
+    with _Runner(out, sizes, places) as run:
+        chosen: dict[str, Setting | None] = {task.name: setting for task in tasks}
         if setting is None:
-            grid = {task.name: [Cell(task.name, seeds[0], one, searched=True) for one in SEARCH] for task in tasks}
-            failures |= run.cells([cell for cells in grid.values() for cell in cells])
+            chooser, seeds = seeds[0], seeds[1:]
+            grid = {task.name: [Cell(task.name, chooser, each, searched=True) for each in SEARCH] for task in tasks}
+            failures |= run.cells(list(chain(*grid.values())), replace(plan, keep_models=False))
             chosen = {name: _best(cells, out) for name, cells in grid.items()}
         cells = [
-            Cell(task.name, seed, found, searched=setting is None)
+            Cell(task.name, seed, best, searched=setting is None)
             for task in tasks
             for seed in seeds
-            if (found := chosen[task.name])
+            if (best := chosen[task.name])
         ]
         late = [cell for cell in cells if plan.from_mnli and cell.task in FROM_MNLI]
-        failures |= run.cells([cell for cell in cells if cell not in late])
-        failures |= run.cells(late)
-    return [cell for cell in cells if cell.finished(out, plan.test)], failures
+        failures |= run.cells([cell for cell in cells if cell not in late], plan)
+        failures |= run.cells(late, plan)
+    return [cell for cell in cells if cell.finished(out)], failures
 
 
 def _claim(out: Path, plan: Plan, setting: Setting | None) -> None:
     """Write down what the scores in a folder come from, or check that it is the same."""
     told = {**asdict(plan), "search": setting is None, **(asdict(setting) if setting else {})}
     told["encoder_digest"] = _digest(plan.encoder)
-    told.pop("test")  # predictions are added to what is there
+    told.pop("keep_models")  # it changes no score
     path = out / SETTINGS
     if not path.is_file():
         write_json(path, told)
@@ -136,16 +138,16 @@ def _digest(encoder: str) -> str | None:
 
 def _best(cells: Sequence[Cell], out: Path) -> Setting | None:
     """The setting with the best score; None where all failed. Of equally good ones the first."""
-    found = [(cell.read(out)["score"], cell.setting) for cell in cells if cell.finished(out)]
-    known = [(score, setting) for score, setting in found if score is not None]
+    scored = [(cell.read(out)["score"], cell.setting) for cell in cells if cell.finished(out)]
+    known = [(score, setting) for score, setting in scored if score is not None]
     return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
 class _Runner:
     """Runs cells, one after the other in this process or side by side in processes of their own, under a bar."""
 
-    def __init__(self, plan: Plan, out: Path, sizes: Mapping[str, int], places: Places) -> None:
-        self.plan, self.out, self.sizes, self.places = plan, out, sizes, places
+    def __init__(self, out: Path, sizes: Mapping[str, int], places: Places) -> None:
+        self.out, self.sizes, self.places = out, sizes, places
 
     def __enter__(self) -> "_Runner":
         self.bar = tqdm(unit="example", unit_scale=True, total=0, dynamic_ncols=True)
@@ -155,9 +157,9 @@ class _Runner:
     def __exit__(self, *_: Any) -> None:
         self.bar.close()
 
-    def cells(self, cells: Sequence[Cell]) -> dict[str, str]:
+    def cells(self, cells: Sequence[Cell], plan: Plan) -> dict[str, str]:
         """Run those that are not finished; returns what failed of what."""
-        open_cells = [cell for cell in cells if not cell.finished(self.out, self.plan.test)]
+        self.plan, open_cells = plan, [cell for cell in cells if not cell.finished(self.out)]
         self.total += sum(map(self._cost, open_cells))
         self.bar.total = self.total
         self.bar.refresh()

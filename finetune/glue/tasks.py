@@ -1,9 +1,9 @@
 """The table of GLUE's tasks: everything that reads, scores or writes them derives from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bamboo.errors import unknown
+from bamboo.errors import InputError, unknown
 
 ENTAILMENT = ("entailment", "not_entailment")
 DIGITS = ("0", "1")
@@ -210,6 +210,21 @@ DIAGNOSTIC = Task(
     codes=NLI,
     folder="diagnostic",
 )
+
+
+OWN = "texts"
+"""What the task of a person's own texts is called."""
+
+
+def own_task(classes: Sequence[str]) -> Task:
+    """The task of naming one of these classes for a text or a pair of texts of one's own.
+
+    Raises:
+        InputError: where there are fewer than two classes, or one comes twice.
+    """
+    if len(set(classes)) < max(2, len(classes)):
+        raise InputError(f"classes must be two or more different names, got {', '.join(classes) or 'none'}")
+    return Task(OWN, OWN, ("text",), tuple(classes), ("accuracy",), _rows(0, 0, 0), ("text", "label"), tuple(classes))
 
 
 def plain(name: str) -> str:

@@ -59,37 +59,67 @@ def test_a_whole_submission_has_the_files_and_lines_of_the_benchmark(tmp_path):
     path = write_submission(everything(), tmp_path)
     assert path == tmp_path / "submission.zip"
     assert {name: text.count("\n") for name, text in content_of(path).items()} == LINES
-    assert check_submission(path) == f"{path}: 11 of 11 files, {sum(LINES.values()) - 11:,} predictions"
+    assert check_submission(path) == f"{path}: 11 files, {sum(LINES.values()) - 11:,} predictions"
     assert [file.name for file in tmp_path.iterdir()] == ["submission.zip"]
 
 
-def test_labels_are_written_as_the_benchmark_writes_them(tmp_path):
-    predictions = {
-        (TASKS["mnli"], "test_mismatched"): ([0, 1, 2], [2, 1, 0]),
-        (TASKS["mnli"], "test_matched"): ([0], torch.tensor([0])),
-        (TASKS["rte"], "test"): ([0, 1], np.array([1, 0])),
-        (TASKS["wnli"], "test"): ([0, 1], [1, 0]),
-        (TASKS["stsb"], "test"): ([0, 1, 2, 3], [5.4, -0.3, 2.00049, np.float32(3.1)]),
-        (TASKS["cola"], "test"): (["0", "1"], [0, 1]),
-        (DIAGNOSTIC, "test"): ([0], [2]),
+@pytest.fixture
+def small(monkeypatch):
+    """A benchmark whose test sets have four rows each."""
+    for task in (*TASKS.values(), DIAGNOSTIC):
+        for split in task.test_splits:
+            monkeypatch.setitem(task.rows, split, 4)
+
+
+def test_labels_are_written_as_the_benchmark_writes_them(tmp_path, small):
+    predictions = everything() | {
+        (TASKS["mnli"], "test_mismatched"): (range(4), [2, 1, 0, 0]),
+        (TASKS["mnli"], "test_matched"): (range(4), torch.tensor([0, 1, 2, 0])),
+        (TASKS["rte"], "test"): (range(4), np.array([1, 0, 0, 1])),
+        (TASKS["wnli"], "test"): (range(4), [1, 0, 0, 1]),
+        (TASKS["stsb"], "test"): (range(4), [5.4, -0.3, 2.00049, np.float32(3.1)]),
+        (TASKS["cola"], "test"): (["0", "1", "2", "3"], [0, 1, 1, 1]),
+        (DIAGNOSTIC, "test"): (range(4), [2, 1, 0, 2]),
     }
-    header = "index\tprediction\n"
+    expected = {
+        "CoLA.tsv": ["0", "1", "1", "1"],
+        "STS-B.tsv": ["5.000", "0.000", "2.000", "3.100"],
+        "MNLI-m.tsv": ["entailment", "neutral", "contradiction", "entailment"],
+        "MNLI-mm.tsv": ["contradiction", "neutral", "entailment", "entailment"],
+        "RTE.tsv": ["not_entailment", "entailment", "entailment", "not_entailment"],
+        "WNLI.tsv": ["1", "0", "0", "1"],
+        "AX.tsv": ["contradiction", "neutral", "entailment", "contradiction"],
+    }
     files = content_of(write_submission(predictions, tmp_path / "new" / "folder"))
-    assert files == {
-        "CoLA.tsv": f"{header}0\t0\n1\t1\n",
-        "STS-B.tsv": f"{header}0\t5.000\n1\t0.000\n2\t2.000\n3\t3.100\n",
-        "MNLI-m.tsv": f"{header}0\tentailment\n",
-        "MNLI-mm.tsv": f"{header}0\tcontradiction\n1\tneutral\n2\tentailment\n",
-        "RTE.tsv": f"{header}0\tnot_entailment\n1\tentailment\n",
-        "WNLI.tsv": f"{header}0\t1\n1\t0\n",
-        "AX.tsv": f"{header}0\tcontradiction\n",
-    }
+    for name, words in expected.items():
+        assert files[name].splitlines() == ["index\tprediction", *(f"{n}\t{word}" for n, word in enumerate(words))]
 
 
-def test_equal_predictions_make_equal_files(tmp_path):
-    predictions = {(TASKS["rte"], "test"): ([0, 1], [1, 0])}
-    one, two = (write_submission(predictions, tmp_path / name).read_bytes() for name in ("one", "two"))
+def test_equal_predictions_make_equal_files(tmp_path, small):
+    one, two = (write_submission(everything(), tmp_path / name).read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        (TASKS["wnli"], "WNLI.tsv missing"),
+        (DIAGNOSTIC, "AX.tsv missing"),
+        (TASKS["mnli"], "MNLI-m.tsv, MNLI-mm.tsv mi"),
+    ],
+)
+def test_a_submission_is_whole_or_refused(tmp_path, small, left_out, message):
+    part = {key: value for key, value in everything().items() if key[0] != left_out}
+    with pytest.raises(InputError, match=message):
+        write_submission(part, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_test_set_without_all_its_rows_is_refused_before_the_file_is_there(tmp_path, small):
+    predictions = everything() | {(TASKS["cola"], "test"): (range(3), [0, 1, 0])}
+    with pytest.raises(InputError, match=r"submission.zip: CoLA.tsv: 3 predictions, the test set has 4"):
+        write_submission(predictions, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -102,19 +132,20 @@ def test_equal_predictions_make_equal_files(tmp_path):
         ("stsb", [1.0, math.nan], r"STS-B: the prediction for row 8 is nan: expected a finite number"),
     ],
 )
-def test_predictions_that_cannot_be_leave_the_last_submission_alone(tmp_path, name, values, message):
-    path = write_submission({(TASKS["wnli"], "test"): ([0], [1])}, tmp_path)
+def test_predictions_that_cannot_be_leave_the_last_submission_alone(tmp_path, small, name, values, message):
+    path = write_submission(everything(), tmp_path)
     before = path.read_bytes()
     with pytest.raises(InputError, match=message):
-        write_submission({(TASKS[name], "test"): ([7, 8], values)}, tmp_path)
+        write_submission(everything() | {(TASKS[name], "test"): ([7, 8], values)}, tmp_path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_submission_leaves_out_is_said(tmp_path):
+def test_what_a_submission_leaves_out_is_an_error(tmp_path):
     path = pack(tmp_path, {"WNLI.tsv": wnli()})
     left = "CoLA.tsv, SST-2.tsv, MRPC.tsv, STS-B.tsv, QQP.tsv, MNLI-m.tsv, MNLI-mm.tsv, QNLI.tsv, RTE.tsv, AX.tsv"
-    assert check_submission(path) == f"{path}: 1 of 11 files, 146 predictions; left out: {left}"
+    with pytest.raises(InputError, match=f"submission.zip: {left} missing"):
+        check_submission(path)
 
 
 @pytest.mark.parametrize(

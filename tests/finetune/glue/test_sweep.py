@@ -1,7 +1,9 @@
 """A sweep that was interrupted, spread over processes or partly failed gives the table that it should."""
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,13 +12,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning import Trainer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bamboo.errors import InputError
 from bamboo.finetune.glue import sweep as sweeping
-from bamboo.finetune.glue.cells import Cell, Plan, run_cell
+from bamboo.finetune.glue.cells import Cell, Plan, predict_tests, run_cell
+from bamboo.finetune.glue.classifier import GlueClassifier
+from bamboo.finetune.glue.data import GlueData
+from bamboo.finetune.glue.metrics import compute
+from bamboo.finetune.glue.reading import read_split
 from bamboo.finetune.glue.recipes import SEARCH, Setting
 from bamboo.finetune.glue.sweep import Places, sweep
-from bamboo.finetune.glue.tasks import TASKS, find_tasks
+from bamboo.finetune.glue.tasks import DIAGNOSTIC, TASKS, find_tasks
 from tests.runs import ROOT, same
 
 SETTING = Setting(lr=1e-3, epochs=2)
@@ -107,6 +115,38 @@ def test_what_fails_is_said_and_leaves_the_others(plan, tmp_path, places):
     assert ([cell.seed for cell in cells], failures) == ([0, 1], {})
 
 
+@pytest.mark.parametrize("task", ["mrpc", "cola", "stsb"])
+def test_a_cell_that_diverged_is_a_failure_with_its_reason_and_never_a_score(plan, tmp_path, task):
+    cells, failures = sweep(plan, find_tasks([task]), [0], tmp_path, SIZES, Setting(lr=1e20, epochs=2))
+    assert cells == []
+    assert list(failures) == [f"{task}-seed0"]
+    assert re.search(
+        r"diverged: .* not finite|diverged: a loss of .* in the last epoch|loss is not finite",
+        failures[f"{task}-seed0"],
+    )
+    assert scores(tmp_path) == {}
+
+
+def test_naming_one_class_alone_is_a_score(plan, tmp_path):
+    cell = Cell("mrpc", 0, Setting(lr=1e-12, epochs=1))
+    assert run_cell(plan, cell, tmp_path)["score"] > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            GlueClassifier, "forward", lambda self, batch: self.model.classifier.bias.expand(len(batch["index"]), -1)
+        )
+        found = run_cell(plan, Cell("cola", 0, SETTING), tmp_path)
+    assert found["metrics"] == {"dev": {"matthews": 0.0}}
+
+
+def test_outputs_that_are_not_finite_are_no_predictions(encoder, data):
+    module = GlueClassifier(encoder, "cola")
+    module.has_head = True
+    with torch.no_grad():
+        module.model.classifier.bias[0] = math.nan
+    with pytest.raises(InputError, match="the model's outputs are not finite"):
+        Trainer(logger=False, enable_progress_bar=False, accelerator="cpu").validate(module, GlueData(data, "cola"))
+
+
 def test_a_process_that_dies_is_said(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping, "_work", die)
     cells, failures = sweep(plan, find_tasks(["cola"]), [0, 1], tmp_path, SIZES, SETTING, Places(2, threads=1))
@@ -164,11 +204,48 @@ def test_the_search_takes_the_best_setting_of_the_first_seed_for_all_seeds(plan,
     cells, failures = sweep(plan, find_tasks(["cola", "rte"]), [0, 1, 2], tmp_path, SIZES)
     assert failures == {}
     assert {cell.setting for cell in cells} == {SEARCH[7]}
-    assert [(cell.task, cell.seed) for cell in cells] == [(task, seed) for task in ("cola", "rte") for seed in range(3)]
-    assert len(ran) == 2 * (len(SEARCH) + 2)  # the first seed is not run twice
+    assert [(cell.task, cell.seed) for cell in cells] == [(task, seed) for task in ("cola", "rte") for seed in (1, 2)]
+    assert len(ran) == 2 * (len(SEARCH) + 2)
     ran.clear()
     sweep(plan, find_tasks(["cola", "rte"]), [0, 1, 2], tmp_path, SIZES)
     assert ran == []
+
+
+def test_the_model_of_the_grid_is_not_kept_and_that_of_the_other_seeds_is(plan, tmp_path, monkeypatch):
+    kept = {}
+
+    def scored(plan, cell, out, *_):
+        kept[cell.seed] = plan.keep_models
+        sweeping.write_json(cell.path(out), {"score": 0.5})
+
+    monkeypatch.setattr(sweeping, "run_cell", scored)
+    sweep(replace(plan, keep_models=True), find_tasks(["rte"]), [0, 1], tmp_path, SIZES)
+    assert kept == {0: False, 1: True}
+
+
+def test_a_kept_model_predicts_what_the_cell_scored(plan, tmp_path, data):
+    cell = Cell("mnli", 1, SETTING)
+    score = run_cell(replace(plan, keep_models=True), cell, tmp_path)["metrics"]
+    task = TASKS["mnli"]
+    model = AutoModelForSequenceClassification.from_pretrained(cell.model(tmp_path)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(cell.model(tmp_path))
+    assert model.config.id2label == dict(enumerate(task.labels))
+
+    def guesses(split):
+        found = read_split(DIAGNOSTIC if split == "ax" else task, data, "test" if split == "ax" else split)
+        pairs = zip(found.first, found.second, strict=True)
+        inputs = [tokenizer(*pair, truncation=True, max_length=64, return_tensors="pt") for pair in pairs]
+        with torch.no_grad():
+            return [int(model(**each).logits.argmax()) for each in inputs], found.labels
+
+    predicted, labels = guesses("dev_matched")
+    assert compute(task, predicted, labels) == score["dev_matched"]
+    tests = predict_tests(plan, cell, tmp_path)
+    assert list(tests) == ["test_matched", "test_mismatched", "ax"]
+    for split, content in tests.items():
+        assert content == {"ids": list(range(10)), "predictions": guesses(split)[0]}
+    with pytest.raises(InputError, match=r"mnli-seed2 was run without --keep-models .* remove .*mnli-seed2.json"):
+        predict_tests(plan, Cell("mnli", 2, SETTING), tmp_path)
 
 
 def test_three_tasks_start_from_the_model_of_mnli(plan, tmp_path):
@@ -176,7 +253,7 @@ def test_three_tasks_start_from_the_model_of_mnli(plan, tmp_path):
     cells, failures = sweep(plan, find_tasks(["rte", "cola", "mnli"]), [0], tmp_path / "from", SIZES, SETTING)
     assert failures == {}
     assert [cell.task for cell in cells] == ["rte", "cola", "mnli"]
-    weights = Cell("mnli", 0).weights(tmp_path / "from")
+    weights = Cell("mnli", 0).model(tmp_path / "from") / "model.safetensors"
     assert weights.is_file()
     alone = sweep(replace(plan, from_mnli=False), find_tasks(["cola"]), [0], tmp_path / "alone", SIZES, SETTING)
     assert alone[1] == {}
@@ -184,16 +261,4 @@ def test_three_tasks_start_from_the_model_of_mnli(plan, tmp_path):
     weights.unlink()
     Cell("rte", 0).path(tmp_path / "from").unlink()
     _, failures = sweep(plan, find_tasks(["rte", "cola", "mnli"]), [0], tmp_path / "from", SIZES, SETTING)
-    assert "mnli-seed0.safetensors is missing" in failures["rte-seed0"]
-
-
-def test_predictions_are_added_to_scores_that_have_none(plan, tmp_path):
-    tasks = find_tasks(["stsb"])
-    sweep(plan, tasks, [0], tmp_path, SIZES, SETTING)
-    before = scores(tmp_path)
-    assert not (tmp_path / "predictions").exists()
-    sweep(replace(plan, test=True), tasks, [0], tmp_path, SIZES, SETTING)
-    found = json.loads((tmp_path / "predictions/stsb-seed0.json").read_text())
-    assert found["test"]["ids"] == list(range(10))
-    assert len(set(found["test"]["predictions"])) > 1
-    assert scores(tmp_path) == before
+    assert "mnli-seed0/model.safetensors is missing" in failures["rte-seed0"]

@@ -16,7 +16,7 @@ from transformers import (
     RobertaPreLayerNormConfig,
 )
 
-from bamboo.finetune.glue.tasks import TASKS
+from bamboo.finetune.glue.tasks import DIAGNOSTIC, TASKS
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 GOOD, BAD = ("fine", "lovely", "splendid"), ("awful", "dreary", "wretched")
@@ -78,10 +78,10 @@ def row(task, stream, number, memorise):
     return {**dict(zip(task.texts, texts, strict=True)), "label": label, "idx": number}
 
 
-def write_data(root, counts=(32, 24, 10), names=tuple(TASKS), memorise=False):
+def write_data(root, counts=(32, 24, 10), names=(*TASKS, "ax"), memorise=False):
     """So many examples to train on, of each split to evaluate on, and of each test split."""
     for name in names:
-        task = TASKS[name]
+        task = TASKS.get(name, DIAGNOSTIC)
         (root / name).mkdir(parents=True)
         for split in task.rows:
             stream = random.Random(f"{name} {split}")
