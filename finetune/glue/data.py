@@ -15,7 +15,7 @@ from bamboo.sampling import Loader
 from .batches import POOL, Batches, EvalBatches, TrainBatches, tokenise
 from .encoders import longest_text, tells_pairs_apart
 from .reading import Examples, MissingData, read_split, read_texts
-from .tasks import DIAGNOSTIC, TASKS, find_tasks
+from .tasks import DIAGNOSTIC, OWN, TASKS, find_tasks, plain
 
 AX = "ax"
 """What the split of the diagnostic sentences is called among MNLI's, whose model predicts them."""
@@ -145,6 +145,7 @@ class TextFiles(GlueData):
         text: column of the text.
         pair: column of the second of a pair of texts.
         label: column of the names of the classes.
+        task: name of the task of the module.
         batch_size: texts or pairs per process and step of training.
         max_length: tokens of a text or pair, special ones included; the rest is cut off, and what the encoder does not
             read.
@@ -165,6 +166,7 @@ class TextFiles(GlueData):
         text: str = "text",
         pair: str | None = None,
         label: str = "label",
+        task: str = OWN,
         batch_size: int = 16,
         max_length: int = 128,
         max_tokens: int = 8192,
@@ -174,12 +176,14 @@ class TextFiles(GlueData):
     ):
         super().__init__("", "cola", batch_size, max_length, max_tokens, samples, pool, seed)
         self.files = {"train": train, "dev": val, "test": predict}
-        self.columns = text, pair, label
+        self.columns, self.task_name = (text, pair, label), task
         self.eval_names, self.test_names = ("dev",), ("test",)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and tokenise, for the classes of the model."""
         self.task = self.trainer.lightning_module.task  # type: ignore[union-attr, assignment]
+        if plain(self.task_name) != self.task.name:
+            raise InputError(f"the model is for {self.task.name} and the texts are for {self.task_name}")
         super().setup(stage)
 
     def read(self, split: str) -> Examples:

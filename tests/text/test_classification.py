@@ -1,9 +1,12 @@
 import torch
+from lightning import Trainer
 
 from bamboo.cli import main
 from bamboo.text.checkpoints import load_text
+from bamboo.text.classification import TextClassification
 from bamboo.text.glosses import GlossSubjects, read_glosses
-from tests.runs import CONFIGS, load, scalars
+from bamboo.training import Recipe
+from tests.runs import CONFIGS, load, same, scalars
 from tests.text.runs import TINY, last
 
 CONFIG = ["--config", str(CONFIGS / "finetune/scratch_glosses.yaml"), *TINY]
@@ -69,3 +72,17 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err.strip()
         assert message in error, error
         assert "\n" not in error, error
+
+
+def test_a_checkpoint_is_loaded_with_the_recipe_of_the_run(tmp_path):
+    recipe = Recipe(base_lr=0.01, schedule="linear", warmup_share=0.3, betas=(0.8, 0.9))
+    shape = {"depth": 2, "width": 16, "heads": 2, "mlp_ratio": 2.0}
+    module = TextClassification(recipe, seed=4, pool="avg", shape=shape, vocab_size=500, positions=32, dropout=0.1)
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=1, limit_val_batches=0, **options)
+    trainer.fit(module, datamodule=GlossSubjects(vocab_size=500, length=16, batch_size=8))
+    trainer.save_checkpoint(tmp_path / "glosses.ckpt")
+    again = TextClassification.load_from_checkpoint(tmp_path / "glosses.ckpt")
+    assert (again.recipe, again.seed, again.pool, again.tokenizer_json) == (recipe, 4, "avg", module.tokenizer_json)
+    assert {layer.p for layer in again.modules() if isinstance(layer, torch.nn.Dropout)} == {0.1}
+    assert same(again.state_dict(), module.state_dict())

@@ -29,13 +29,15 @@ def padding(data, lists):
     return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("pairs", [False, True], ids=["single texts", "pairs"])
-def test_padded_batches_are_those_of_the_tokenizer(pairs):
+def test_padded_batches_are_those_of_the_tokenizer(pairs, side):
     tokenizer, stream = make_tokenizer(), random.Random(0)
+    tokenizer.padding_side = side
     first, second = ([text(stream) for _ in range(50)] for _ in range(2))
     second = second if pairs else None
     tokens = tokenise(tokenizer, first, second, max_length=24)
-    found = Batches(tokens, list(range(50)), tokenizer.pad_token_id)[range(50)]
+    found = Batches(tokens, list(range(50)), tokenizer.pad_token_id, side)[range(50)]
     expected = tokenizer(first, second, truncation=True, max_length=24, padding="longest", return_tensors="pt")
     assert torch.equal(found["input_ids"], expected["input_ids"])
     assert torch.equal(found["attention_mask"].long(), expected["attention_mask"])

@@ -11,10 +11,7 @@ import sys
 import pytest
 import torch
 from lightning import Trainer
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from bamboo.cli import main
 from bamboo.errors import InputError
@@ -85,6 +82,28 @@ def test_predictions_come_in_the_order_of_the_split(encoder, data):
     with torch.no_grad():
         expected = [int(module(batches[[number]]).argmax()) for number in range(len(batches))]
     assert found["predicted"].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "xlnet"])
+def test_an_encoder_that_reads_the_last_token_is_padded_so_that_it_finds_it(tmp_path, data, kind):
+    sizes = {"n_layer": 1, "n_head": 2, "vocab_size": CONFIGS["bert"].vocab_size, "initializer_range": 0.5}
+    width = {"n_embd": 16, "eos_token_id": 3} if kind == "gpt2" else {"d_model": 16, "d_inner": 16}
+    AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **width)).save_pretrained(tmp_path)
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token, tokenizer.padding_side = (None, "right") if kind == "gpt2" else ("[PAD]", "left")
+    tokenizer.save_pretrained(tmp_path)
+    module, cola = GlueClassifier(tmp_path, "cola", dropout=0.0).eval(), GlueData(data, "cola", max_tokens=200)
+    module.has_head = True
+    Trainer(**QUIET).validate(module, datamodule=cola, verbose=False)
+    batches, _ = cola.split("dev")
+    module.eval()
+    with torch.no_grad():
+        whole = torch.empty(24, 2)
+        for indices in EvalBatches(batches, 200):
+            whole[indices] = module(batches[indices])
+        alone = torch.cat([module(batches[[number]]) for number in range(24)])
+    torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-4)
+    assert len(alone.unique(dim=0)) > 20
 
 
 def test_what_several_batches_say_is_put_into_one_order():
