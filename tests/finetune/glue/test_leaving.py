@@ -201,7 +201,7 @@ def test_the_prediction_of_a_pair_uses_both_columns(encoder, tmp_path):
 
 
 def test_a_repository_file_says_the_recipe_of_the_sweep():
-    from bamboo.cli.compose import compose
+    from bamboo.fit.compose import compose
 
     config = compose(ROOT / "configs/finetune/texts.yaml")
     recipe = config.model.init_args.recipe
