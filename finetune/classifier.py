@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import Recipe, TrainingModule, layer_decay_groups
-from bamboo.vision.encoder import patches_of, shape_of
+from bamboo.vision.encoder import encode, patches_of, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.images import seed_streams
 from bamboo.vision.pixels import PixelScale
@@ -146,8 +147,7 @@ class Classifier(TrainingModule):
         if data is not None and stage != "predict":
             self._check_data(data)
         if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
-            for block in self.model.blocks:
-                block.compile()
+            compile_in_training(self.model.blocks)
 
     def _check_data(self, data: Any) -> None:
         if not data.num_classes:
@@ -183,7 +183,7 @@ class Classifier(TrainingModule):
         """Logits (B, classes) in fp32 of byte images (B, C, H, W), or of standardised floats."""
         images = self.pixels(self._checked(images))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            features = self.model.forward_features(images)
+            features = encode(self.model, images)
         logits: Tensor = self.model.forward_head(features)
         return logits.float()
 

@@ -32,3 +32,15 @@ def image_root(tmp_path_factory):
     ):
         write_images(root / split / name, count, seed=seed)
     return root
+
+
+@pytest.fixture
+def graphs():
+    """How many graphs were compiled so far, and how many calls broke one."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: (counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
+    torch._dynamo.reset()

@@ -35,9 +35,9 @@ class SelfAttentionDecoder(nn.Module):
         self.embed = nn.Linear(width_in, shape.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.empty(1, patches.count, shape.width))
+        kinds = [Block] * (shape.depth - 1) + [LastBlock]
         self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, shape.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
-            for _ in range(shape.depth)
+            kind(shape.width, shape.heads, shape.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for kind in kinds
         )
         self.norm = LayerNorm(shape.width)
         self.pred = nn.Linear(shape.width, patches.values)
@@ -55,8 +55,17 @@ class SelfAttentionDecoder(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens)
-        predicted = run_on_last(cast(Block, last), tokens, masked.shape[1])
-        return cast(Tensor, self.pred(self.norm(predicted)))
+        return cast(Tensor, self.pred(self.norm(last(tokens, masked.shape[1]))))
+
+
+class LastBlock(Block):
+    """A timm block that gives its last tokens alone: the others are only looked at."""
+
+    def forward(self, tokens: Tensor, count: int) -> Tensor:
+        """Tokens (B, T, W) to what the block makes of the last `count` of them (B, count, W)."""
+        normed = self.norm1(tokens)
+        out = tokens[:, -count:] + attend(self.attn, normed[:, -count:], normed)
+        return cast(Tensor, out + self.mlp(self.norm2(out)))
 
 
 class CrossAttentionDecoder(nn.Module):
@@ -122,10 +131,3 @@ def attend(attention: Attention, queries: Tensor, tokens: Tensor) -> Tensor:
     key, value = both.permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(query, key, value)
     return cast(Tensor, attention.proj(mixed.transpose(1, 2).reshape(batch, count, width)))
-
-
-def run_on_last(block: Block, tokens: Tensor, count: int) -> Tensor:
-    """The output of a timm block (B, T, W) at its last `count` tokens alone: the others are only looked at."""
-    normed = block.norm1(tokens)
-    out = tokens[:, -count:] + attend(block.attn, normed[:, -count:], normed)
-    return cast(Tensor, out + block.mlp(block.norm2(out)))

@@ -52,6 +52,23 @@ def attach_head(
     return encoder
 
 
+class TensorDropPath(DropPath):
+    """timm's drop path with the rate in a tensor: a number would make every block a graph of its own, if compiled."""
+
+    keep: Tensor
+
+    def __init__(self, drop_prob: float):
+        super().__init__(drop_prob)
+        self.register_buffer("keep", torch.tensor(1 - drop_prob), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leave out the branch (B, ...) of each sample with probability `drop_prob`, and scale up what stays."""
+        if not self.training:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), dtype=self.keep.dtype, device=x.device) < self.keep
+        return x * (kept / self.keep).to(x.dtype)
+
+
 def set_drop_path(encoder: VisionTransformer, rate: float) -> None:
     """Let the branches of a block be left out at random, with a probability that grows from 0 to `rate` at the top.
 
@@ -61,7 +78,7 @@ def set_drop_path(encoder: VisionTransformer, rate: float) -> None:
     if not 0 <= rate < 1:
         raise InputError(f"drop_path must be at least 0 and below 1, got {rate}")
     for block, share in zip(encoder.blocks, calculate_drop_path_rates(rate, len(encoder.blocks)), strict=True):
-        block.drop_path1, block.drop_path2 = (DropPath(share) if share else nn.Identity() for _ in range(2))
+        block.drop_path1, block.drop_path2 = (TensorDropPath(share) if share else nn.Identity() for _ in range(2))
 
 
 def plain_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:

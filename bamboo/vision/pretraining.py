@@ -5,9 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
+from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
 from bamboo.training import Recipe, TrainingModule, plain
@@ -53,8 +54,11 @@ class MAEPretraining(TrainingModule):
         """Check that the data fit, and compile the blocks in place, which leaves the names of the weights alone."""
         self._check_data(getattr(self.trainer, "datamodule", None))
         if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
-            for block in (*self.mae.encoder.blocks, *self.mae.decoder.blocks):
-                block.compile()
+            compile_in_training(self.blocks())
+
+    def blocks(self) -> list[nn.Module]:
+        """What `compile` compiles."""
+        return [*self.mae.encoder.blocks, *self.mae.decoder.blocks]
 
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of byte images (B, C, H, W) under the masks of this step."""
@@ -81,7 +85,8 @@ class MAEPretraining(TrainingModule):
         world = self.trainer.world_size
         generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "mask", *key))
         patches = self.mae.encoder.patch_embed.num_patches
-        noise = torch.rand(count * world, patches, generator=generator, device=self.device)
+        # In fp32 under any precision, for bf16 knows 256 numbers alone between 0.5 and 1.
+        noise = torch.rand(count * world, patches, generator=generator, device=self.device, dtype=torch.float32)
         return noise[self.trainer.global_rank :: world]
 
     def flops_per_sample(self) -> int:
