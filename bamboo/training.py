@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from bamboo.came import CAME
+from bamboo.clock import Clock, find_timer
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
 
@@ -171,6 +172,11 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe, fused: bool = 
     return optimizer
 
 
+def unscales(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer takes the scale of fp16's gradients away itself, and can leave a step out: a fused one."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
 def plain(value: Any) -> Any:
     """Dataclasses as dictionaries, so that a checkpoint holds nothing but tensors and plain values."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -178,14 +184,8 @@ def plain(value: Any) -> Any:
 
 def is_logged(trainer: Trainer, steps: int) -> bool:
     """Whether Lightning hands to its loggers what is logged in the step that makes it `steps` in all."""
-    return bool(steps % trainer.log_every_n_steps == 0)  # type: ignore[attr-defined]
-
-
-def _find_timer(trainer: Trainer) -> Timer | None:
-    """The callback that ends a run of `trainer.max_time`."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    timers = (callback for callback in callbacks if isinstance(callback, Timer))
-    return next((timer for timer in timers if timer.time_remaining() is not None), None)
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and (steps % every == 0 or trainer.should_stop)
 
 
 class TrainingModule(LightningModule):
@@ -206,11 +206,21 @@ class TrainingModule(LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step of training; Lightning does the rest."""
+        """One step of training; Lightning does the rest.
+
+        The host waits for the device at the steps that are logged alone. Lightning reads what the progress bar shows in
+        every batch from then on, so that is kept on the CPU.
+        """
         loss, logs = self.compute(batch, batch_idx, "train")
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in logs.items()})
+        if is_logged(self.trainer, self.trainer.global_step + 1):
+            self.log("train/loss", loss.detach().cpu(), prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in logs.items()})
         return loss
+
+    def configure_callbacks(self) -> list[Callback]:
+        """A clock that all processes share, in place of the timer of `trainer.max_time`."""
+        timer = find_timer(self.trainer)
+        return [Clock.like(timer)] if timer else []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, in two groups: with and without weight decay. A group may have an `lr_scale`."""
@@ -235,10 +245,10 @@ class TrainingModule(LightningModule):
         """Fix the schedule, which depends on the data and the devices. Raises `InputError` for a run without an end."""
         steps = float(self.trainer.estimated_stepping_batches)
         self._steps = steps if steps > 0 else math.inf  # -1 stands for no end where the data have no length
-        self._timer = _find_timer(self.trainer)
-        if self._timer is None and not math.isfinite(self._steps):
+        self._clock = find_timer(self.trainer, Clock)
+        if self._clock is None and not math.isfinite(self._steps):
             raise InputError("the schedule needs an end: set trainer.max_epochs, trainer.max_steps or trainer.max_time")
-        total = self._steps if self._timer is None else 1.0
+        total = self._steps if self._clock is None else 1.0
         self._schedule: dict[str, Any] = {
             "warmup": min(self._warmup(total), total),
             "total": total,
@@ -260,7 +270,7 @@ class TrainingModule(LightningModule):
                 "recipe.warmup_epochs needs data with a length and a number of epochs or steps: set recipe.warmup_share"
             )
         steps = self.recipe.warmup_epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)
-        return steps if self._timer is None else steps / self._steps
+        return steps if self._clock is None else steps / self._steps
 
     def effective_batch(self) -> int:
         """Samples that one optimizer step sees, over all devices and accumulated batches."""
@@ -277,16 +287,19 @@ class TrainingModule(LightningModule):
         lr = scheduled_lr(self._done(), **self._schedule)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        self.log("train/lr", lr)
+        if is_logged(self.trainer, self.trainer.global_step + 1):
+            self.log("train/lr", torch.tensor(lr))  # a number would be sent to the device, for which the host waits
 
     def _done(self) -> float:
         """How far the run is: in steps, or in shares of the whole where time is bounded."""
         step = self.trainer.global_step
-        if self._timer is None:
-            return step
-        elapsed, remaining = self._timer.time_elapsed(), self._timer.time_remaining()
-        assert remaining is not None
-        return max(step / self._steps, self.trainer.strategy.broadcast(elapsed / (elapsed + remaining)))
+        return step if self._clock is None else max(step / self._steps, self._clock.share)
+
+    def on_validation_start(self) -> None:
+        """Count in fp32 under any precision: bf16 counts to 256."""
+        for part in self.modules():
+            if isinstance(part, Metric):
+                part.to(torch.float32)
 
     def seed_step(self, batch_idx: int) -> None:
         """Start the random stream of dropout anew, by the module's `seed`: a resumed run draws what it would have."""
@@ -294,6 +307,10 @@ class TrainingModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient, at the steps that are logged."""
-        if is_logged(self.trainer, self.trainer.global_step + 1):
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", nn.utils.get_total_norm(gradients))
+        if not is_logged(self.trainer, self.trainer.global_step + 1):
+            return
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        scaler: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler and unscales(optimizer):
+            norm = norm / scaler.scale(torch.ones_like(norm))
+        self.log("train/grad_norm", norm)

@@ -179,6 +179,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(
     assert all(tensor.isfinite().all() for tensor in content["state_dict"].values() if torch.is_tensor(tensor))
 
 
+def test_a_run_needs_no_callbacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fit("--trainer.callbacks", "null", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0") == 0
+
+
 def printed_config(capsys, name, *args):
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", str(CONFIGS / name), *args, "--print_config"])

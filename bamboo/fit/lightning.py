@@ -42,7 +42,7 @@ class BambooCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         _check_strategy(config.trainer.strategy)
         if config.trainer.enable_progress_bar is False:  # a configured bar would be an error then
-            config.trainer.callbacks = [c for c in config.trainer.callbacks if "ProgressBar" not in c.class_path]
+            config.trainer.callbacks = [c for c in config.trainer.callbacks or [] if "ProgressBar" not in c.class_path]
         if config.get("ckpt_path") == "last":
             self._continue_newest_run(config)
 

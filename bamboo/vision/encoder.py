@@ -104,7 +104,8 @@ def embed(encoder: VisionTransformer, patches: Tensor, keep: Tensor) -> Tensor:
     projection = encoder.patch_embed.proj
     # `patchify` puts channels last, the convolution has them first. Turning its weight round instead would give it
     # gradients of other strides, which distributed training copies in every step.
-    visible = gather(patches, keep).unflatten(-1, (-1, projection.in_channels)).transpose(-1, -2).flatten(2)
+    visible = gather(patches, keep).to(projection.weight.dtype)  # which under bf16-true is that of all weights
+    visible = visible.unflatten(-1, (-1, projection.in_channels)).transpose(-1, -2).flatten(2)
     tokens = F.linear(visible, projection.weight.flatten(1), projection.bias)
     start = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
     tokens = tokens + gather(encoder.pos_embed[:, start:], keep)
@@ -125,4 +126,4 @@ def block_states(encoder: VisionTransformer, tokens: Tensor) -> Iterator[Tensor]
 
 def encode(encoder: VisionTransformer, images: Tensor) -> Tensor:
     """Features (B, prefix + N, D) of whole images (B, C, H, W) after the final norm: timm's own forward pass."""
-    return cast(Tensor, encoder.forward_features(images))
+    return cast(Tensor, encoder.forward_features(images.to(encoder.patch_embed.proj.weight.dtype)))

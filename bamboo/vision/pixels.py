@@ -1,6 +1,7 @@
 """Between images and patches: cutting, pasting back, and the scale of pixel values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,13 @@ class PixelScale(nn.Module):
         # Constants of the configuration, so kept out of the state dict, whose keys stay those of the model.
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as modules do, but stay in fp32: bf16 would round a mean of 123.675 to 123.5."""
+        exact = self.mean, self.std
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.mean, self.std = (tensor.to(self.mean.device) for tensor in exact)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Standardise byte images (B, C, H, W); floats are taken to be standardised already and pass unchanged."""
