@@ -1,14 +1,17 @@
 """What every run watches besides its loss: its speed, and whether its numbers are still numbers."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 
 from bamboo.errors import InputError
+from bamboo.nonfinite import first_non_finite, leave_out
 from bamboo.training import TrainingModule, is_logged
 
 
@@ -63,72 +66,105 @@ class Throughput(Callback):
         self.waited, self.batches = 0.0, 0
 
 
-class NonFiniteGuard(Callback):
-    """Stops a run whose loss is no longer a number, before a checkpoint is written over the last good one.
+@dataclass
+class _Noted:
+    """A batch, and whether it is bad (scalar, 0 or 1): on the device, and on the host as soon as the copy is there."""
 
-    On a CPU every loss is looked at before it is used. On other devices that would make the host wait in every step, so
-    the first bad step is noted on the device and read at the steps that are logged and before a checkpoint is saved.
+    batch: Any
+    batch_idx: int
+    step: int
+    bad: Tensor
+    copy: Tensor
+    copied: torch.cuda.Event | None
+
+    def is_bad(self) -> bool:
+        """Wait for the copy, and read it."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return bool(self.copy)
+
+
+class NonFiniteGuard(Callback):
+    """Stops a run at the first loss or gradient that is not finite, before it reaches a weight.
+
+    All processes agree on it and stop together. On a CPU it is noticed at once; on a GPU in the next batch, for else
+    the host would wait for the device in each, and the device itself leaves the update out. Under `16-mixed` gradients
+    overflow now and then, and the scaler leaves these updates out: there the loss alone counts.
 
     Raises:
         InputError: naming the step and the first tensor that is not finite.
     """
 
-    first_bad: Tensor | None = None
+    _noted: _Noted | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep hold of the batch, to be able to run it again."""
-        self.batch, self.batch_idx = batch, batch_idx
+        self._batch, self._batch_idx = batch, batch_idx
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Note a bad loss, without waiting for it."""
-        step = trainer.global_step
-        if self.first_bad is None:
-            self.first_bad = torch.full((), -1, device=loss.device)
-        bad = ~torch.isfinite(loss.detach()) & (self.first_bad < 0)
-        self.first_bad = torch.where(bad, step, self.first_bad)
-        if loss.device.type == "cpu" or is_logged(trainer, step + 1):
-            self._check(trainer, pl_module)
+        """Read what was noted of the batch before, and note a bad loss on any process."""
+        self._read(trainer, pl_module)
+        bad = (~torch.isfinite(loss.detach())).float()
+        if trainer.world_size > 1:
+            distributed.all_reduce(bad, distributed.ReduceOp.MAX)
+        self._note(trainer, pl_module, bad)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note bad gradients, which are the same on all processes by now, and leave the update out if there are any."""
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        bad = (~torch.isfinite(nn.utils.get_total_norm(gradients))).float()
+        if self._noted is not None:
+            bad = torch.maximum(bad, self._noted.bad)
+        leave_out(optimizer, gradients, bad)
+        self._note(trainer, pl_module, bad)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read what was noted of the last batch."""
+        self._read(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Never save what a bad loss has spoilt."""
-        self._check(trainer, pl_module)
+        """Never save a weight that is not finite."""
+        self._read(trainer, pl_module)
+        for name, weight in pl_module.named_parameters():
+            if not weight.isfinite().all():
+                raise InputError(f"the weight {name} is not finite after {trainer.global_step} steps{_last(trainer)}")
 
-    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.first_bad is None or (step := int(self.first_bad)) < 0:
+    def _note(self, trainer: Trainer, pl_module: LightningModule, bad: Tensor) -> None:
+        copy = bad.to("cpu", non_blocking=True)  # into pinned memory
+        copied = torch.cuda.current_stream(bad.device).record_event() if bad.is_cuda else None
+        self._noted = _Noted(self._batch, self._batch_idx, trainer.global_step, bad, copy, copied)
+        if reads_at_once(bad.device):
+            self._read(trainer, pl_module)
+
+    def _read(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        noted, self._noted = self._noted, None
+        if noted is None or not noted.is_bad():
             return
-        self.first_bad = None
         assert isinstance(pl_module, TrainingModule)
-        culprit = first_non_finite(pl_module, self.batch, self.batch_idx)
-        last = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was saved"
+        culprit = agree(first_non_finite(pl_module, noted.batch, noted.batch_idx), trainer)
+        what = "a gradient" if "gradient" in culprit else "the loss"
         raise InputError(
-            f"the loss is not finite at step {step}: the first tensor that is not is {culprit}; "
-            f"last good checkpoint: {last}"
+            f"{what} is not finite at step {noted.step}: the first tensor that is not is {culprit}{_last(trainer)}"
         )
 
 
-@torch.no_grad()
-def first_non_finite(module: TrainingModule, batch: Any, batch_idx: int) -> str:
-    """Name the first tensor that is not finite: in the batch, the weights, or the modules' outputs in running order."""
-    inputs = batch.items() if isinstance(batch, dict) else enumerate(batch)
-    for key, value in inputs:
-        if isinstance(value, Tensor) and not value.isfinite().all():
-            return f"the batch's {key!r}"
-    for name, parameter in module.named_parameters():
-        if not parameter.isfinite().all():
-            return f"the weight {name}"
-    found: list[str] = []
+def reads_at_once(device: torch.device) -> bool:
+    """Whether a number on a device can be read without waiting for what else the device has to do."""
+    return device.type != "cuda"
 
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(f"the output of {name}")
 
-        return hook
+def agree(culprit: str | None, trainer: Trainer) -> str:
+    """What to call the culprit, where each process has looked for it in its own batch."""
+    found = [culprit]
+    if trainer.world_size > 1:
+        found = [None] * trainer.world_size
+        distributed.all_gather_object(found, culprit)
+    of = f" (process {{}} of {len(found)})" if len(found) > 1 else ""
+    names = (f"{name}{of.format(rank)}" for rank, name in enumerate(found) if name)
+    return next(names, "not seen when the batch is run again")
 
-    handles = [child.register_forward_hook(watch(name)) for name, child in module.named_modules() if name]
-    try:
-        module.compute(batch, batch_idx, "train")
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else "the loss itself"
+
+def _last(trainer: Trainer) -> str:
+    return f"; last good checkpoint: {getattr(trainer.checkpoint_callback, 'last_model_path', '') or 'none was saved'}"
