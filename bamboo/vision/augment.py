@@ -16,21 +16,20 @@ class RandAugment(nn.Module):
 
     Args:
         policy: in timm's notation; `rand-m9-mstd0.5-inc1` is two operations of magnitude 9, spread by 0.5.
-        size: height and width of the images.
         in_chans: their channels, 1 or 3.
 
     Raises:
         InputError: for a policy that is no RandAugment of timm's, or other channels.
     """
 
-    def __init__(self, policy: str, size: tuple[int, int], in_chans: int = 3):
+    def __init__(self, policy: str, in_chans: int = 3):
         super().__init__()
         if in_chans not in (1, 3):
             raise InputError(f"augment works on 1 or 3 channels, got {in_chans}")
         mean = (PixelScale(in_chans).mean.flatten().round().int().tolist() * 3)[:3]
-        options = {"translate_const": int(min(size) * 0.45), "img_mean": tuple(mean)}
+        options = {"img_mean": tuple(mean), "interpolation": Image.Resampling.BICUBIC}
         try:
-            self.policy = rand_augment_transform(policy, {**options, "interpolation": Image.Resampling.BICUBIC})
+            self.policy = rand_augment_transform(policy, options)
         except (AssertionError, ValueError, KeyError) as error:
             raise InputError(f"augment {policy!r} is no policy such as 'rand-m9-mstd0.5-inc1'") from error
         for operation in self.policy.ops:

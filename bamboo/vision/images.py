@@ -221,7 +221,7 @@ class TrainImages(Dataset[Sample]):
         self.strong = bool(augment or erase)  # torchvision draws from torch alone, timm from Python and NumPy too
         crop = v2.RandomResizedCrop(size, scale=(crop_scale, 1.0), interpolation=BICUBIC, antialias=True)
         steps = [crop, v2.RandomHorizontalFlip(flip)]
-        steps += [RandAugment(augment, size, source.in_chans)] if augment else []
+        steps += [RandAugment(augment, source.in_chans)] if augment else []
         steps += [Erase(erase, source.in_chans)] if erase else []
         self.transform = v2.Compose(steps)
 

@@ -134,7 +134,7 @@ def test_crops_and_flips_are_timms() -> None:
 
 def test_randaugment_is_timms_own() -> None:
     image = torch.randint(0, 256, (3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    ours, theirs = RandAugment(POLICY, (24, 24)), timms(24)[2]
+    ours, theirs = RandAugment(POLICY), timms(24)[2]
     compared = 0
     for seed in range(60):
         seed_streams(seed)
@@ -152,7 +152,7 @@ def test_randaugment_is_timms_own() -> None:
 def test_every_strength_of_every_operation_works_and_grey_stays_grey() -> None:
     grey = torch.randint(0, 256, (1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = Image.fromarray(grey.expand(3, -1, -1).permute(1, 2, 0).numpy())
-    ours = RandAugment(POLICY, (16, 16), 1)
+    ours = RandAugment(POLICY, 1)
     for operation in ours.policy.ops:
         operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
     for seed in range(150):
@@ -162,11 +162,11 @@ def test_every_strength_of_every_operation_works_and_grey_stays_grey() -> None:
         seed_streams(seed)
         assert np.array_equal(ours(grey)[0].numpy(), channels[..., 0])
     with pytest.raises(InputError, match="augment works on 1 or 3 channels"):
-        RandAugment(POLICY, (16, 16), 4)
+        RandAugment(POLICY, 4)
 
 
 def test_posterize_to_no_bits_is_black() -> None:
-    (posterize,) = {op.aug_fn for op in RandAugment(POLICY, (16, 16)).policy.ops if "posterize" in op.aug_fn.__name__}
+    (posterize,) = {op.aug_fn for op in RandAugment(POLICY).policy.ops if "posterize" in op.aug_fn.__name__}
     assert posterize(Image.new("RGB", (4, 4), "white"), 0).getextrema() == ((0, 0),) * 3
 
 
