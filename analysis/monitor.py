@@ -1,5 +1,6 @@
 """Log how alike tokens are, layer by layer, while a model trains."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -16,22 +17,29 @@ from bamboo.errors import InputError
 from .architectures import Prefix, Stack, find_prefix, find_stack
 from .captures import State, capture
 from .feeding import words_of
-from .measures import token_similarity
+from .similarity_split import sample_sums, split
 
 ENCODERS = ("mae.encoder", "encoder", "model", "backbone", "network")
+LOGGED = {
+    "similarity": "token_similarity",
+    "similarity_between": "between_similarity",
+    "similarity_excess": "excess_similarity",
+}
 PIXELS = 8  # of the picture, per layer and point in time
 TIMES = 200  # in the picture, at most
 
 
 class SimilarityMonitor(Callback):
-    """Logs the token similarity of the residual stream every so many optimizer steps.
+    """Logs the token similarity of the residual stream, within and between samples, every so many optimizer steps.
 
     It looks at the ordinary forward pass of that step, so it costs one more pass over each state in one step of
     `every_n_steps`; the host waits for the device at these steps alone, and neither gradients nor the random stream are
     touched. Class token, registers, padding and special tokens do not count. Under masked
-    pretraining it sees the visible patches. Logged are `similarity/layer_<i>` for the chosen layers and the mean over
-    all processes, and for TensorBoard `similarity/layers_by_time`, a picture with layers upwards, time to the right and
-    similarity from 0 (dark) to 1 (bright).
+    pretraining it sees the visible patches. Logged are, for the chosen layers and the samples of all processes,
+    `similarity/layer_<i>` (within samples), `similarity_between/layer_<i>` (of different samples) and
+    `similarity_excess/layer_<i>`, (within - between) / (1 - between), which is smoothing; the last two need two samples
+    or more. For TensorBoard there is `similarity/layers_by_time` too, a picture with layers upwards, time to the right
+    and similarity within samples from 0 (dark) to 1 (bright).
 
     Args:
         every_n_steps: optimizer steps between two looks.
@@ -84,11 +92,12 @@ class SimilarityMonitor(Callback):
         self._looking.close()
         if not self._seen:
             return
-        layers = torch.stack([self._seen[layer] for layer in sorted(self._seen)])
+        sums = torch.stack([self._seen[layer] for layer in sorted(self._seen)])
         self._seen = {}
-        values = trainer.strategy.reduce(layers, reduce_op="mean").tolist()
-        self.history.append(values)
-        logs = {f"similarity/layer_{layer:02d}": values[layer] for layer in self.chosen}
+        parts = {name: part.tolist() for name, part in split(trainer.strategy.reduce(sums, reduce_op="sum")).items()}
+        self.history.append(parts["token_similarity"])
+        named = {f"{tag}/layer_{i:02d}": parts[name][i] for tag, name in LOGGED.items() for i in self.chosen}
+        logs = {name: value for name, value in named.items() if math.isfinite(value)}
         for logger in trainer.loggers:
             logger.log_metrics(logs, step=self._last_step)
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
@@ -117,9 +126,10 @@ class SimilarityMonitor(Callback):
         return np.ascontiguousarray(colours.repeat(PIXELS, 0).repeat(PIXELS, 1).transpose(2, 0, 1))
 
     def _measure(self, tokens: Tensor, counted: Tensor | None) -> Tensor:
+        """The sums (width + 4) of the batch that its split needs."""
         if counted is not None and counted.shape == tokens.shape[:2]:
-            return token_similarity(tokens, counted).nanmean()
-        return token_similarity(tokens[:, self.prefix.length :]).nanmean()
+            return sample_sums(tokens, counted).sum(0)
+        return sample_sums(tokens[:, self.prefix.length :]).sum(0)
 
 
 def find_encoder(module: nn.Module) -> nn.Module:

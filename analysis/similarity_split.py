@@ -50,8 +50,9 @@ def sample_sums(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     These are its mean unit token, the square of that, its token similarity, its share of tokens that are not zero, and
     1; or zeros alone where it has fewer than two tokens, or numbers that are not finite.
     """
-    inverse, count = _inverse_norms(tokens, mask), _count(tokens, mask).double()
-    total = torch.bmm(inverse.unsqueeze(1), _keep(tokens, mask)).squeeze(1).double()
+    wide = _wide(tokens)
+    inverse, count = _inverse_norms(tokens, mask), _count(tokens, mask).to(wide)
+    total = torch.bmm(inverse.unsqueeze(1), _keep(tokens, mask)).squeeze(1).to(wide)
     energy, square = (inverse > 0).sum(1), total.square().sum(1)
     within = (square - energy) / (count * (count - 1))
     last = torch.stack([square / count**2, within, energy / count, torch.ones_like(count)], dim=1)
@@ -59,17 +60,23 @@ def sample_sums(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     return rows.where((count > 1).unsqueeze(1) & rows.isfinite().all(1, keepdim=True), 0.0)
 
 
+def _wide(tokens: Tensor) -> torch.dtype:
+    """fp64, or fp32 on the GPUs of Apple, which have no wider type."""
+    return torch.float32 if tokens.device.type == "mps" else torch.float64
+
+
 def split(sums: Tensor, stacked: Tensor | None = None) -> dict[str, Tensor]:
     """The parts of similarity by name, from the sums of `sample_sums` over samples, (..., width + 4): each (...).
 
     Args:
-        sums: over at least two samples, or the parts are NaN.
+        sums: over at least two samples, or all parts but token_similarity are NaN.
         stacked: mean over positions of ||sum_b u_bi||^2, where all samples have the same positions.
     """
     mean, (square, within, energy, count) = sums[..., :-4], sums[..., -4:].unbind(-1)
+    within = within / count
     count = count.where(count > 1, torch.nan)
     shared, pairs = mean.square().sum(-1), count * (count - 1)
-    between, within, common = (shared - square) / pairs, within / count, shared / count**2
+    between, common = (shared - square) / pairs, shared / count**2
     found = {"token_similarity": within, "between_similarity": between}
     found["excess_similarity"] = (within - between) / (1 - between)
     found |= {"common_share": common, "sample_share": square / count - common, "own_share": (energy - square) / count}
@@ -105,7 +112,7 @@ class SplitSums:
             unit = (tokens.float() * _inverse_norms(tokens.float(), mask).unsqueeze(-1)).where(
                 rows[:, -1:, None] > 0, 0
             )
-            total = unit.sum(0, dtype=torch.float64)
+            total = unit.sum(0, dtype=rows.dtype)
             if self.stacks.setdefault(place, torch.zeros_like(total)).shape != total.shape:
                 raise InputError("batches differ in their number of patches: give images of one size")
             self.stacks[place] += total

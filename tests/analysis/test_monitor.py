@@ -1,5 +1,6 @@
 """The callback logs the right numbers, at the right steps, and changes nothing in training."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
-from bamboo.analysis import SimilarityMonitor, State, capture, measures
+from bamboo.analysis import SimilarityMonitor, State, capture, measures, profile
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 from bamboo.vision.data import Digits
@@ -82,6 +83,7 @@ def test_supervised_training_logs_curves_and_a_picture(tmp_path: Path):
 
 def test_logged_values_are_those_of_the_state_before_the_step(tmp_path: Path):
     module, monitor = Supervised(), SimilarityMonitor(every_n_steps=100)
+    module_before = copy.deepcopy(module.model)
     expected: list[float] = []
     with (
         torch.no_grad(),
@@ -90,6 +92,11 @@ def test_logged_values_are_those_of_the_state_before_the_step(tmp_path: Path):
         module.model(next(iter(batches())))
     train(module, batches(), tmp_path, monitor)
     np.testing.assert_allclose(monitor.history[0], expected[: DEPTH + 1], rtol=1e-4)
+    found, whole = events(tmp_path), profile(module_before, [next(iter(batches()))])
+    for layer in range(DEPTH + 1):
+        for name in ("between", "excess"):
+            (event,) = found.Scalars(f"similarity_{name}/layer_{layer:02d}")
+            assert event.value == pytest.approx(whole.curve(f"{name}_similarity").mean[layer], rel=1e-4)
 
 
 def test_training_is_the_same_with_and_without_the_monitor(tmp_path: Path):
@@ -113,7 +120,7 @@ def test_pretraining_is_watched_at_its_masked_length(tmp_path: Path):
     found = events(tmp_path)
     assert [e.step for e in found.Scalars(f"similarity/layer_{DEPTH:02d}")] == [0, 3]
     assert "similarity/layer_01" not in found.Tags()["scalars"]
-    assert 0 < monitor.history[0][0] < 1
+    assert np.shape(monitor.history) == (2, DEPTH + 1)
 
 
 def test_masked_language_modelling_leaves_padding_and_special_tokens_out(tmp_path: Path):
@@ -173,7 +180,7 @@ def test_wrong_settings_are_refused_before_the_first_step(tmp_path: Path):
         train(Supervised(), batches(), tmp_path, SimilarityMonitor(blocks="blocks"))
 
 
-def test_two_processes_log_their_mean(tmp_path: Path):
+def test_two_processes_log_what_all_their_samples_have(tmp_path: Path):
     module, logger = Supervised(), CSVLogger(tmp_path, version="x")
     expected: list[float] = []
     data = torch.cat(list(batches(2)))  # each process gets two of these four
@@ -183,6 +190,7 @@ def test_two_processes_log_their_mean(tmp_path: Path):
 
     with torch.no_grad(), capture(module.model, reducer):
         module.model(data)
+    whole = profile(module.model, [data])
     train(
         module, batches(2), tmp_path, SimilarityMonitor(), strategy="ddp_spawn", devices=2, max_steps=1, logger=logger
     )
@@ -190,3 +198,5 @@ def test_two_processes_log_their_mean(tmp_path: Path):
     logged = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
     for layer in range(DEPTH + 1):
         assert float(logged[f"similarity/layer_{layer:02d}"]) == pytest.approx(expected[layer], rel=1e-4)
+        between = whole.curve("between_similarity").mean[layer]
+        assert float(logged[f"similarity_between/layer_{layer:02d}"]) == pytest.approx(between, rel=1e-4)

@@ -109,8 +109,11 @@ def test_samples_that_are_undefined_are_left_out_and_zero_tokens_have_cosine_0()
     assert sum(zero[name] for name in SHARES) == pytest.approx(14 / 15)
 
 
-def test_one_sample_has_no_split():
-    assert all(value.isnan() for value in split(sample_sums(tokens(1)).sum(0)).values())
+def test_one_sample_has_no_split_and_none_no_similarity():
+    one = split(sample_sums(tokens(1)).sum(0))
+    assert one.pop("token_similarity").item() == pytest.approx(within(list(units(tokens(1)))), rel=1e-5)
+    assert all(value.isnan() for value in one.values())
+    assert all(value.isnan() for value in split(torch.zeros(10, dtype=torch.float64)).values())
 
 
 def test_neither_batches_nor_processes_change_the_sums():
