@@ -144,10 +144,22 @@ def _open(models: list[str], image_size: int | None, seed: int, baseline: bool, 
 
 
 def _summary(comparison: "Comparison") -> str:
-    """A line for each model: similarity at the last block, and where it passes 0.5 and 0.9."""
+    """A line for each model: similarity after the last block, where it passes 0.5 and 0.9, and its slope."""
     from .intervals import say_first
 
-    rows = [("model", "blocks", "samples", "last", "95 % interval", "passes 0.5", "passes 0.9", "slope")]
+    head = (
+        "model",
+        "blocks",
+        "samples",
+        "last",
+        "95 % interval",
+        "between",
+        "excess",
+        "passes 0.5",
+        "passes 0.9",
+        "slope",
+    )
+    rows = [head]
     for row in comparison.summary():
         if "last" in row:
             passes = (say_first(row[name]) for name in ("passes_0.5", "passes_0.9"))
@@ -157,6 +169,7 @@ def _summary(comparison: "Comparison") -> str:
                 str(row["samples"]),
                 f"{row['last']:.3f}",
                 ends,
+                *(f"{row[name]:.3f}" if name in row else "" for name in ("between", "excess")),
                 *passes,
                 f"{row['slope']:.3f}",
             )

@@ -12,7 +12,7 @@ from .definitions import DEFINITIONS
 from .feeding import read_batch
 from .maps import Maps, plot_maps, similarity_maps
 from .model_sources import Opened
-from .plots import plot_curves, plot_depths, plot_spectra
+from .plots import SHARES, plot_curves, plot_shares, plot_spectra
 from .profiles import Comparison
 from .recorder import BOUNDS
 from .theory import describe_theory, plot_theory
@@ -21,6 +21,12 @@ BANDS = (
     "Lines are means over samples, bands 95 % bootstrap intervals; a mark at the end is the state after the final norm."
 )
 DASHED = " Dashed lines are the same architecture, freshly initialised."
+SIMILARITIES = ("token_similarity", "between_similarity", "excess_similarity")
+OF_SHARES = (
+    "Shares of the energy of unit tokens, which add up to one. Token similarity (the line) is common + sample, but for "
+    "the cosine of a token with itself. What is common to all samples is no smoothing, however large: the share of the "
+    "sample is what over-smoothing feeds."
+)
 
 
 class Section(NamedTuple):
@@ -40,13 +46,21 @@ def draw_all(comparison: Comparison, maps: Sequence[Maps] = ()) -> list[Section]
 def _sections(comparison: Comparison, maps: Sequence[Maps]) -> Iterator[Section]:
     profiles = comparison.profiles
     caption = BANDS + (DASHED if any(profile.baseline for profile in profiles) else "")
-    if any(profile.has("token_similarity") for profile in profiles):
-        yield Section("similarity", "Token similarity over depth", caption, plot_depths(profiles, "token_similarity"))
-    names = [name for name in DEFINITIONS if name not in (*BOUNDS, "spectrum", "token_similarity")]
-    names = [name for name in names if any(measure == name for p in profiles for _, measure in p.measured)]
-    for relative, depth in ((True, "relative"), (False, "absolute")) if names else ():
-        figure = plot_curves(profiles, names, relative)
-        yield Section(f"measures_{depth}_depth", f"All other measures over {depth} depth", caption, figure)
+    if any(profile.has("common_share") for profile in profiles):
+        yield Section("shares", "What similarity is made of", OF_SHARES, plot_shares(profiles))
+    measured = {measure for profile in profiles for _, measure in profile.measured}
+    similar = [name for name in SIMILARITIES if name in measured]
+    if similar:
+        heading = "Similarity within samples, between them, and in excess of that" if len(similar) > 1 else "Similarity"
+        yield Section("similarity", heading, caption, plot_curves(profiles, similar))
+    left_out = (*BOUNDS, *SHARES, *SIMILARITIES, "spectrum")
+    names = [name for name in DEFINITIONS if name in measured and name not in left_out]
+    if names:
+        figure = plot_curves(profiles, names)
+        yield Section("measures_relative_depth", "All other measures over relative depth", caption, figure)
+    if similar or names:
+        figure = plot_curves(profiles, [*similar, *names], relative=False)
+        yield Section("measures_absolute_depth", "All measures over absolute depth", caption, figure)
     if any(profile.has("spectrum/0") for profile in profiles):
         text = (
             "Share of the energy by block and ring of frequency; ring 0 is the mean token, which over-smoothing feeds."

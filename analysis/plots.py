@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
+SHARES = {
+    "common_share": "#8C959F",
+    "sample_share": "#D55E00",
+    "position_share": "#56B4E9",
+    "own_share": "#EAEEF2",
+}
+"""Shares of similarity from below, in their colours; the lower two make up token similarity."""
 PLACES = ("stream", "attention", "mlp")
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -89,15 +96,35 @@ def plot_curves(profiles: Sequence["Profile"], measures: Sequence[str], relative
     return figure
 
 
-def plot_depths(profiles: Sequence["Profile"], measure: str) -> Figure:
-    """One measure of the stream over relative depth (left) and over blocks (right), as in `plot_curves`."""
+def plot_shares(profiles: Sequence["Profile"]) -> Figure:
+    """Stacked areas of the shares of similarity over blocks, and token similarity as a line: a panel for each model.
+
+    Raises:
+        InputError: where no shares were measured.
+    """
+    measured = [profile for profile in profiles if profile.has("common_share")]
+    if not measured:
+        raise InputError("no shares of similarity were measured")
     with style():
-        figure = Figure(figsize=(7.4, 3.4), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        for axis, relative in zip(axes, (True, False), strict=True):
-            _panel(axis, profiles, measure, "stream", relative)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
+        columns = min(len(measured), 4)
+        rows = math.ceil(len(measured) / columns)
+        figure = Figure(figsize=(1.0 + 3.0 * columns, 0.6 + 2.6 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+        for axis, profile in zip(axes, measured, strict=False):
+            names = [name for name in SHARES if profile.has(name)]
+            curves = [profile.curve(name) for name in names]
+            heights, tints = [curve.mean for curve in curves], [SHARES[name] for name in names]
+            axis.stackplot(curves[0].layers, heights, colors=tints, labels=[describe(name).title for name in names])
+            if profile.has("token_similarity"):
+                axis.plot(curves[0].layers, profile.curve().mean, color="black", label="token similarity")
+            axis.set(title=profile.label, xlabel="block", xlim=(0, profile.depth), ylim=(0, 1))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.grid(visible=False)
+        for axis in axes[len(measured) :]:
+            axis.axis("off")
+        axes[0].set_ylabel("share of energy")
+        named = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+        figure.legend(*named.get_legend_handles_labels(), loc="outside upper center", ncols=5 if columns > 1 else 2)
     return figure
 
 

@@ -33,6 +33,8 @@ COLUMNS = {
     "last": "similarity at the last block",
     "interval": "95 % interval",
     "after_norm": "after the final norm",
+    "between": "between samples",
+    "excess": "excess",
     "passes_0.5": "passes 0.5 at block",
     "passes_0.9": "passes 0.9 at block",
     "slope": "slope over depth",
@@ -63,8 +65,10 @@ def _page(comparison: Comparison, sections: Sequence[Section], folder: Path) -> 
     yield "<h2>Summary</h2>"
     yield html_table(list(COLUMNS.values()), [_summary(row) for row in comparison.summary()])
     yield (
-        "<p>Similarity is the mean cosine of all pairs of tokens. Intervals are 95 % percentile bootstraps over "
-        f"samples ({RESAMPLES} resamples). The slope is the least-squares change over the whole depth.</p>"
+        "<p>Similarity is the mean cosine of all pairs of tokens of a sample, between samples that of tokens of "
+        "different ones; excess, (similarity − between) / (1 − between), is what remains for smoothing. Intervals are "
+        f"95 % percentile bootstraps over samples ({RESAMPLES} resamples). The slope is the least-squares change over "
+        "the whole depth.</p>"
     )
     for profile in comparison.profiles:
         yield from (f'<p class="note">{html.escape(profile.label)}: {html.escape(note)}</p>' for note in profile.notes)

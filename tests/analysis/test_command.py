@@ -88,6 +88,7 @@ def test_everything_is_written_and_the_summary_printed(
     assert [p.baseline for p in found.profiles] == [False, True]
     names = {path.name for path in tmp_path.iterdir()}
     figures = (
+        "shares",
         "similarity",
         "measures_relative_depth",
         "measures_absolute_depth",
@@ -99,10 +100,20 @@ def test_everything_is_written_and_the_summary_printed(
     numbers = {"profile.json", "profile.csv", "samples.npz", "report.html"}
     assert names == numbers | {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")}
     printed = capsys.readouterr().out
-    assert re.search(r"mine +3 +6 +0\.\d{3}", printed)
+    last = {name: found.profiles[0].curve(f"{name}_similarity").mean[-1] for name in ("token", "between", "excess")}
+    line = r"mine +3 +6 +{token:.3f} .* {between:.3f} +{excess:.3f} ".format(**last)
+    assert re.search(line, printed), printed
     assert str(tmp_path / "report.html") in printed
     page = (tmp_path / "report.html").read_text()
-    for said in ("Token similarity over depth", "1/(n(n−1))", "the bound is", "torch", "mask ratio", "mine (fresh)"):
+    for said in (
+        "What similarity is made of",
+        "Similarity within samples, between them",
+        "1/(n(n−1))",
+        "the bound is",
+        "torch",
+        "mask ratio",
+        "mine (fresh)",
+    ):
         assert said in page
     assert not re.search(r"(src|href)=(?![\"']data:)", page)
     for path in tmp_path.glob("*.png"):
@@ -142,7 +153,7 @@ def test_a_curve_that_starts_above_a_level_is_said_to(
     keys = tuple(Key("stream", "token_similarity", layer) for layer in range(3))
     curve = np.tile(np.array([0.6, 0.4, 0.95], np.float32), (4, 1))
     comparison = Comparison((Profile("m", 2, keys, curve),))
-    assert re.search(r"m +2 +4 .* starts above +2 ", _summary(comparison))
+    assert re.search(r"m +2 +4 .* starts above +2 +\d", _summary(comparison))
     page = write_report(tmp_path / "report.html", comparison, []).read_text()
     assert "<td>starts above</td>" in page
 

@@ -13,7 +13,7 @@ from bamboo.analysis import capture, compare, profile
 from bamboo.analysis.captures import State
 from bamboo.analysis.command import profile_command
 from bamboo.analysis.maps import plot_maps, similarity_maps
-from bamboo.analysis.plots import colours, plot_curves, plot_spectra, save_figure
+from bamboo.analysis.plots import SHARES, colours, plot_curves, plot_shares, plot_spectra, save_figure
 from bamboo.analysis.profiles import Profile
 from bamboo.analysis.recorder import Key
 from bamboo.analysis.theory import check_theory, describe_theory, plot_theory
@@ -41,6 +41,27 @@ def test_lines_are_the_curves_and_marks_the_state_after_the_norm():
     assert (attention.get_title(), mlp.get_title()) == ("norm of the update: attention", "norm of the update: MLP")
     absolute = plot_curves([found], ["token_similarity"], relative=False).axes[0].get_lines()[0]
     np.testing.assert_allclose(absolute.get_xdata(), np.arange(DEPTH + 1))
+
+
+def test_shares_are_stacked_from_what_is_common_and_similarity_runs_over_the_lower_two():
+    found = profile(timm_vit(), [images(6)], label="a")
+    figure = plot_shares([found, profile(TEXT["BERT"](), [sentences()], tokens="all", label="b")])
+    left, right = figure.axes
+    heights = np.cumsum([found.curve(name).mean for name in SHARES], axis=0)
+    for area, height in zip(left.collections, heights, strict=True):
+        top = [
+            area.get_paths()[0].vertices[:, 1][area.get_paths()[0].vertices[:, 0] == x].max() for x in range(DEPTH + 1)
+        ]
+        np.testing.assert_allclose(top, height, atol=1e-6)
+    np.testing.assert_allclose(heights[-1], 1, atol=1e-6)
+    line = left.get_lines()[0].get_ydata()
+    np.testing.assert_allclose(line, found.curve().mean)
+    count = 16
+    np.testing.assert_allclose(line, (count * heights[1] - 1) / (count - 1), atol=1e-5)
+    assert len(right.collections) == 3  # without positions
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["common share", "share of the sample"]
+    with pytest.raises(InputError, match="no shares"):
+        plot_shares([made("a", {("stream", "token_norm"): [1, 2]})])
 
 
 def test_a_baseline_is_dashed_in_the_colour_of_its_model():
