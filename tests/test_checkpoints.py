@@ -544,18 +544,6 @@ def test_report_reads_well() -> None:
     ]
 
 
-def test_weights_in_several_files_are_read_whole(tmp_path: Path) -> None:
-    model = randomised(
-        ViTModel(ViTConfig(image_size=32, patch_size=8, hidden_size=48, num_attention_heads=3, num_hidden_layers=2))
-    )
-    model.save_pretrained(tmp_path, max_shard_size="100KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    encoder, _ = load_encoder(tmp_path)
-    x = images(SQUARE)
-    with torch.no_grad():
-        assert torch.allclose(encoder.forward_features(x), model(x).last_hidden_state, atol=1e-5)
-
-
 def test_random_weights_of_a_timm_name(tmp_path: Path) -> None:
     encoder, report = load_encoder("timm:vit_tiny_patch16_224@random", image_size=32)
     assert encoder.patch_embed.grid_size == (2, 2)
