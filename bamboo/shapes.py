@@ -77,12 +77,6 @@ class Shape:
         per_query = 2 * (self.block_matrix - keys_and_values) + 4 * tokens * self.width
         return 2 * tokens * keys_and_values + queries * per_query
 
-    def deeper(self) -> "Shape":
-        """The equal-parameter partner: half the width, four times the depth, heads as wide as before."""
-        if self.width % 2 or (self.width // 2) % self.head_dim:
-            raise InputError(f"half of width {self.width} does not hold whole heads of {self.head_dim}")
-        return Shape(4 * self.depth, self.width // 2, self.width // 2 // self.head_dim, self.mlp_ratio)
-
 
 SHAPES: dict[str, Shape] = {
     "vit-tiny": Shape(12, 192, 3),

@@ -76,10 +76,6 @@ def test_a_shape_of_hidden_units_has_exactly_as_many():
             assert Shape.of(1, width, 1, hidden).mlp_width == hidden
 
 
-def test_the_deeper_partner_of_vit_base_is_bamboo_base():
-    assert SHAPES["vit-base"].deeper() == SHAPES["bamboo-base"]
-
-
 def test_the_ladder_of_vit_base_runs_from_it_to_bamboo_base():
     rungs = list(ladder(SHAPES["vit-base"], head_dim=64))
     assert list(map(str, rungs)) == ["12x768", "14x704", "17x640", "21x576", "27x512", "35x448", "48x384"]
@@ -110,7 +106,6 @@ def test_levine_optimum_solves_both_equations_and_gives_the_published_point():
         (lambda: Patches.of((32, 30), 4), "32x30"),
         (lambda: find_shape("bambo-base"), "did you mean 'bamboo-base'"),
         (lambda: list(ladder(SHAPES["vit-base"], head_dim=50)), "heads of 50 do not divide the width 768"),
-        (lambda: Shape(12, 192, 3).deeper(), "does not hold whole heads"),
     ],
 )
 def test_what_cannot_be_says_so(make, message):

@@ -77,11 +77,9 @@ def load_encoder(
     Raises:
         InputError: where the source cannot be read, or a weight of the encoder is missing or of another shape.
     """
-    checkpoint = read_source(source, image_size)
+    checkpoint = _use_fc_norm(read_source(source, image_size))
     tensors = _part(checkpoint, "encoder.")
-    notes = [*checkpoint.notes, *_use_fc_norm(tensors)]
-    if in_chans:
-        notes += _adapt_channels(tensors, in_chans)
+    notes = [*checkpoint.notes, *_adapt_channels(tensors, in_chans)]
     by_name = bool(checkpoint.architecture)
     encoder = _timm_vit(checkpoint, tensors, image_size) if by_name else _plain_vit(checkpoint, tensors)
     table = encoder.pos_embed.detach().clone()
@@ -91,12 +89,9 @@ def load_encoder(
     pixels = {key: checkpoint.arguments[key] for key in ("mean", "std")}
     if all(pixels.values()):
         encoder.pretrained_cfg = {**getattr(encoder, "pretrained_cfg", {}), **pixels}
-    if image_size:
-        notes += _resize(encoder, image_size)
-    used |= {"fc_norm.weight", "fc_norm.bias"} - tensors.keys()  # taken out of them, if they became the final norm
+    notes += _resize(encoder, image_size)
     unused = {key: _reason(name) for key, name in checkpoint.names.items() if name.removeprefix("encoder.") not in used}
-    report = Report(checkpoint.source, checkpoint.kind, len(encoder.state_dict()), tuple(notes), unused)
-    return encoder.eval(), report
+    return encoder.eval(), Report(checkpoint.source, checkpoint.kind, len(used), tuple(notes), unused)
 
 
 def load_mae(source: str | Path) -> MaskedAutoencoder:
@@ -228,17 +223,19 @@ def _timm_vit(checkpoint: Checkpoint, tensors: Tensors, image_size: ImageSize | 
     return encoder
 
 
-def _use_fc_norm(tensors: Tensors) -> list[str]:
-    if "norm.weight" in tensors or "fc_norm.weight" not in tensors:
-        return []
-    for part in ("weight", "bias"):
-        tensors[f"norm.{part}"] = tensors.pop(f"fc_norm.{part}")
-    return ["fc_norm, which followed the pooling, is used as the final norm"]
+def _use_fc_norm(checkpoint: Checkpoint) -> Checkpoint:
+    """A norm that followed the pooling of patches is the final norm, where there is no other."""
+    if "encoder.norm.weight" in checkpoint.tensors or "encoder.fc_norm.weight" not in checkpoint.tensors:
+        return checkpoint
+    tensors = {key.replace("fc_norm.", "norm."): tensor for key, tensor in checkpoint.tensors.items()}
+    names = {key: name.replace("fc_norm.", "norm.") for key, name in checkpoint.names.items()}
+    notes = (*checkpoint.notes, "fc_norm, which followed the pooling, is used as the final norm")
+    return replace(checkpoint, tensors=tensors, names=names, notes=notes)
 
 
-def _adapt_channels(tensors: Tensors, in_chans: int) -> list[str]:
+def _adapt_channels(tensors: Tensors, in_chans: int | None) -> list[str]:
     weight = tensors.get("patch_embed.proj.weight")
-    if weight is None or weight.shape[1] == in_chans:
+    if weight is None or in_chans in (None, weight.shape[1]):
         return []
     if weight.shape[1] == 3:
         tensors["patch_embed.proj.weight"] = adapt_input_conv(in_chans, weight)
@@ -247,7 +244,9 @@ def _adapt_channels(tensors: Tensors, in_chans: int) -> list[str]:
     return [f"patch projection adapted from {weight.shape[1]} to {in_chans} channels"]
 
 
-def _resize(encoder: VisionTransformer, image_size: ImageSize) -> list[str]:
+def _resize(encoder: VisionTransformer, image_size: ImageSize | None) -> list[str]:
+    if image_size is None:
+        return []
     before = encoder.patch_embed.grid_size
     patches = Patches.of(image_size, encoder.patch_embed.patch_size[0], encoder.patch_embed.proj.in_channels)
     trained = encoder.pos_embed.requires_grad
