@@ -31,10 +31,10 @@ def scaling(
     for name, value, least in (("holdout", holdout, 1), ("resamples", resamples, 10)):
         if value < least:
             raise InputError(f"{name} must be at least {least}, got {value}")
-    found, skipped = read_runs(runs, loss)
-    print(f"{len(found)} finished runs", *(f"left out: {line}" for line in skipped), sep="\n")
-    report = analyse(found, holdout, resamples, seed, progress=True)
+    table, skipped = read_runs(runs, loss)
+    print(f"{len(table)} finished runs", *(f"left out: {line}" for line in skipped), sep="\n")
+    report = analyse(table, holdout, resamples, seed, progress=True)
     paths = report.save(out)
     for name, figure in draw_all(report):
         paths += save_figure(figure, out / name)
-    print(report.text(), "", *(f"wrote {path}" for path in paths), sep="\n")
+    print("", report.text(), "", *(f"wrote {path}" for path in paths), sep="\n")

@@ -25,30 +25,29 @@ def read_folder(folder: Path, loss: str) -> tuple[list[Row], list[str]]:
     cells = sorted({path.parent for path in ended if path.name in ("result.json", "failed.json")})
     if not fits and not cells:
         raise InputError(f"{folder} holds neither checkpoints/last.ckpt of a run nor cells/*/result.json of a study")
-    found = [*(_read_fit(fit, loss) for fit in fits), *map(_read_cell, cells)]
-    rows = [row for row in found if isinstance(row, dict)]
+    runs = [*(_read_fit(fit, loss) for fit in fits), *map(_read_cell, cells)]
+    rows = [row for row in runs if isinstance(row, dict)]
     objectives = sorted({row["objective"] for row in rows if "objective" in row})
     if len(objectives) > 1:
         raise InputError(
             f"{folder} holds losses of several objectives, {', '.join(objectives)}, which cannot be compared: "
             f"give the cells of one, as in {folder / 'cells' / objectives[0]}-*"
         )
-    return rows, [row for row in found if isinstance(row, str)]
+    return rows, [row for row in runs if isinstance(row, str)]
 
 
 def _read_cell(folder: Path) -> Row | str:
     if not (folder / "result.json").is_file():
         return f"{folder}: it failed, {_read_json(folder / 'failed.json').get('reason', 'for no known reason')}"
-    told = _read_json(folder / "result.json")
-    loss = told.get("numbers", {}).get("loss")
+    result = _read_json(folder / "result.json")
+    loss = result.get("numbers", {}).get("loss")
     if loss is None:
-        return f"{folder}: its objective, {told.get('objective')}, has no masked loss"
+        return f"{folder}: its objective, {result.get('objective')}, has no masked loss"
     from bamboo.files import read_file
 
-    checkpoint = read_file(folder / "train" / "last.ckpt")
-    row = _trained(folder / "train" / "logs", checkpoint, _read_curves(folder / "train" / "logs"))
-    row |= {"samples": checkpoint["global_step"] * row["batch_size"], "loss": loss, "seed": told["seed"]}
-    return {**row, "objective": told["objective"], "name": str(folder)}
+    checkpoint, logs = read_file(folder / "train" / "last.ckpt"), folder / "train" / "logs"
+    row = _trained(logs, checkpoint, _read_curves(logs), checkpoint["global_step"])
+    return {**row, "loss": loss, "seed": result["seed"], "objective": result["objective"], "name": str(folder)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -63,18 +62,17 @@ def _read_fit(folder: Path, loss: str) -> Row | str:
 
     checkpoint = read_file(folder / "checkpoints" / "last.ckpt")
     curves = _read_curves(folder)
-    row = _trained(folder, checkpoint, curves)
     if not _ended(checkpoint, _read_config(folder / "config.yaml")["trainer"]):
         return f"{folder}: it is not finished, it stopped at step {checkpoint['global_step']}"
     if loss not in curves:
         losses = ", ".join(tag for tag in curves if "loss" in tag) or "none"
         raise InputError(f"{folder} logged no {loss}: name one of {losses} with --loss")
     step, value = curves[loss][-1]
-    return {**row, "samples": (step + 1) * row["batch_size"], "loss": value, "name": str(folder)}
+    return {**_trained(folder, checkpoint, curves, step + 1), "loss": value, "name": str(folder)}
 
 
-def _trained(folder: Path, checkpoint: dict[str, Any], curves: Curves) -> Row:
-    """What the configuration in a folder of logs and a checkpoint say of a run, but for its samples and its loss."""
+def _trained(folder: Path, checkpoint: dict[str, Any], curves: Curves, steps: int) -> Row:
+    """What the configuration in a folder of logs and a checkpoint say of the first steps of a run, but for its loss."""
     from bamboo.shapes import find_shape
     from bamboo.training import scaled_lr
 
@@ -88,6 +86,7 @@ def _trained(folder: Path, checkpoint: dict[str, Any], curves: Curves) -> Row:
     seed = config.get("seed_everything")
     return {
         "parameters": find_shape(arguments["shape"]).parameters,
+        "data": steps * batch,
         "batch_size": batch,
         "learning_rate": scaled_lr(rate, batch),
         "tokens_per_sample": _tokens(arguments, config["data"]),
@@ -136,12 +135,12 @@ def _read_curves(folder: Path) -> Curves:
 
 
 def _effective_batch(config: dict[str, Any], base_lr: float, peak: float) -> int:
-    """Samples in one step; where the number of devices was left open, the learning rate that was logged tells it."""
+    """Samples in one step; where the number of devices was left open, the learning rate that was logged says it."""
     trainer = config["trainer"]
-    one = config["data"]["batch_size"] * (trainer.get("accumulate_grad_batches") or 1)
+    process = config["data"]["batch_size"] * (trainer.get("accumulate_grad_batches") or 1)
     devices = trainer.get("devices", "auto")
     if isinstance(devices, list):
         devices = len(devices)
     if str(devices).isdigit():
-        return int(one * int(devices) * (trainer.get("num_nodes") or 1))
-    return int(one * max(1, round(peak * 256 / base_lr / one)))
+        return int(process * int(devices) * (trainer.get("num_nodes") or 1))
+    return int(process * max(1, round(peak * 256 / base_lr / process)))

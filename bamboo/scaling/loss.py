@@ -1,27 +1,25 @@
 """Loss against parameters and data: L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 2)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import huber
 from tqdm.auto import tqdm
 
 from bamboo.errors import InputError
 
-from .estimates import Array, Estimate, Indices, estimate, resample
-from .runs import TOLERANCE, Run
+from .bootstrap import Array, Estimate, Indices, estimate, resample
+from .runs import cells, near
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 EXPONENTS = (0.01, 3.0)  # between these a fitted exponent is looked for
 FLOOR = -12.0  # log of the smallest share of the loss that a term may have
-STARTS = tuple(
-    (*shares, alpha, beta)
-    for alpha, beta in product((0.1, 0.3, 0.6, 1.0, 1.5), repeat=2)
-    for shares in ((0.8, 0.1, 0.1), (0.4, 0.3, 0.3), (0.1, 0.45, 0.45), (0.3, 0.6, 0.1), (0.3, 0.1, 0.6))
-)
+SHARES = np.log([(0.8, 0.1, 0.1), (0.3, 0.6, 0.1), (0.3, 0.1, 0.6)])
+STARTS = np.array([(*shares, *exponents) for shares in SHARES for exponents in product((0.15, 0.5, 1.2), repeat=2)])
 COARSE, KEPT = 0.05, 5
 
 
@@ -31,56 +29,53 @@ class LossFit:
 
     Args:
         runs: that were fitted.
-        constants: (5,) E, A, B, alpha, beta.
-        draws: (resamples, 5) the same of resampled runs.
+        constants: (1 + resamples, 5) E, A, B, alpha, beta: of the runs, then of resampled runs.
         flops: compute over N x D, the median over the runs: 6 unless they say otherwise.
     """
 
-    runs: tuple[Run, ...]
+    runs: pd.DataFrame
     constants: Array
-    draws: Array
     flops: float
 
-    @cached_property
+    @property
     def estimates(self) -> dict[str, Estimate]:
         """Each constant with its interval, by name: E, A, B, alpha, beta."""
-        columns = zip(CONSTANTS, self.constants, self.draws.T, strict=True)
-        return {name: estimate(value, draws) for name, value, draws in columns}
+        return {name: estimate(values) for name, values in zip(CONSTANTS, self.constants.T, strict=True)}
 
-    @cached_property
+    @property
     def exponents(self) -> tuple[Estimate, Estimate]:
         """Exponents in compute of the best N, beta / (alpha + beta), and of the best D, alpha / (alpha + beta)."""
-        share, drawn = (c[..., 4] / (c[..., 3] + c[..., 4]) for c in (self.constants, self.draws))
-        return estimate(float(share), drawn), estimate(1 - float(share), 1 - drawn)
+        alpha, beta = self.constants[:, 3], self.constants[:, 4]
+        return estimate(beta / (alpha + beta)), estimate(alpha / (alpha + beta))
 
-    @cached_property
+    @property
     def residuals(self) -> Array:
         """(runs,) log of the measured loss over the fitted one."""
-        return np.array([np.log(run.loss / self.predict(run.parameters, run.data).value) for run in self.runs])
+        return np.asarray(np.log(self.runs["loss"] / self.loss(self.runs["parameters"], self.runs["data"])))
 
-    @cached_property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> list[str]:
         """What these runs do not determine, in words."""
-        at_end = [name for name in CONSTANTS[3:] if _at_end(self.estimates[name].value)]
+        low, high = EXPONENTS
+        at_end = [name for name in ("alpha", "beta") if not 1.01 * low < self.estimates[name].value < 0.99 * high]
         notes = [f"{name} lies at the end of its range: these runs do not determine it" for name in at_end]
-        if self.constants[0] < 1e-3 * min(run.loss for run in self.runs):
+        if self.constants[0, 0] < 1e-3 * self.runs["loss"].min():
             notes.append("E is next to nothing: the loss still falls as a power law at the largest runs")
-        return tuple(notes)
+        return notes
 
     def loss(self, parameters: Any, data: Any) -> Array:
         """The fitted loss at any N and D, which may be arrays."""
-        return _law(self.constants, np.asarray(parameters, dtype=np.float64), np.asarray(data, dtype=np.float64))
+        return _law(self.constants[0], np.asarray(parameters, np.float64), np.asarray(data, np.float64))
 
     def predict(self, parameters: float, data: float) -> Estimate:
         """Loss at N and D, with the interval of the law (not of a single new run)."""
-        drawn = _law(self.draws.T[..., None], np.float64(parameters), np.float64(data))
-        return estimate(float(self.loss(parameters, data)), drawn)
+        return estimate(_law(self.constants.T, parameters, data))
 
     def optimum(self, compute: float) -> tuple[Estimate, Estimate]:
         """Best N and best D at a budget of compute in FLOPs (Hoffmann et al. 2022, equation 4)."""
         pairs = compute / self.flops
-        best, drawn = (_best_size(constants, pairs) for constants in (self.constants, self.draws.T))
-        return estimate(float(best), drawn), estimate(float(pairs / best), pairs / drawn)
+        _, a, b, alpha, beta = self.constants.T
+        best = np.exp((np.log(alpha * a / beta / b) + beta * np.log(pairs)) / (alpha + beta))
+        return estimate(best), estimate(pairs / best)
 
 
 def _law(constants: Array, n: Any, d: Any) -> Array:
@@ -88,20 +83,8 @@ def _law(constants: Array, n: Any, d: Any) -> Array:
     return np.asarray(e + np.exp(np.log(a) - alpha * np.log(n)) + np.exp(np.log(b) - beta * np.log(d)))
 
 
-def _best_size(constants: Array, pairs: float) -> Array:
-    """N that minimises the loss at a given N x D."""
-    _, a, b, alpha, beta = constants
-    log_best = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b) + beta * np.log(pairs)) / (alpha + beta)
-    return np.asarray(np.exp(log_best))
-
-
-def _at_end(exponent: float) -> bool:
-    low, high = EXPONENTS
-    return exponent < 1.01 * low or exponent > 0.99 * high
-
-
 def fit_loss(
-    runs: Sequence[Run], resamples: int = 400, seed: int = 0, delta: float = 1e-3, progress: bool = False
+    runs: pd.DataFrame, resamples: int = 400, seed: int = 0, delta: float = 1e-3, progress: bool = False
 ) -> LossFit:
     """Fit the law to runs, which should differ in N and D alone (see `tuned`).
 
@@ -110,7 +93,7 @@ def fit_loss(
     quadratic zone, then the best of them under `delta`. Intervals are percentiles over resampled runs.
 
     Args:
-        runs: at least 6, with at least 3 different N and 3 different D.
+        runs: as `check_runs` gives them; at least 6, with at least 3 different N and 3 different D.
         resamples: number of bootstrap resamples.
         seed: of the bootstrap.
         delta: where the Huber loss turns from quadratic to linear, in units of log L.
@@ -119,160 +102,93 @@ def fit_loss(
     Raises:
         InputError: for too few runs, sizes or amounts of data, saying what is needed.
     """
-    runs = tuple(runs)
-    logs = np.log([(run.parameters, run.data, run.loss) for run in runs] or np.empty((0, 3)))
-    _check(logs)
+    sides = _check(runs)
+    logs = np.log(runs[["parameters", "data", "loss"]].to_numpy())
     centre = logs.mean(0) * (1, 1, 0)
     points = logs - centre
-    best = _minimise(points, _starts(points), delta)
 
     def enough(draw: Indices) -> bool:
-        return len(set(draw)) >= len(CONSTANTS) and all(_distinct(logs[draw, side]) >= 3 for side in (0, 1))
+        return len(set(draw)) >= len(CONSTANTS) and all(len(set(side[draw])) >= 3 for side in sides)
 
-    draws = [
-        _minimise(points[draw], best, delta)[0]
-        for draw in tqdm(
-            resample(len(runs), resamples, enough, seed), "bootstrap", resamples, unit=" fits", disable=not progress
-        )
-    ]
-    flops = float(np.median([run.compute / run.parameters / run.data for run in runs]))
-    return LossFit(runs, _constants(best[0], centre), _constants(np.array(draws), centre), flops)
+    ends: list[Array] = []
+    best = STARTS + np.median(points[:, 2]) * np.array([1, 1, 1, 0, 0])
+    for draw in tqdm(resample(len(runs), resamples, enough, seed), "bootstrap", unit=" fits", disable=not progress):
+        found = _follow(points[draw], _follow(points[draw], best, max(delta, COARSE)), delta)
+        best = best if ends else found  # resampled runs start where all runs end
+        ends.append(found[0])
+    e, a, b, alpha, beta = np.transpose(ends)
+    constants = [np.exp(e), np.exp(a + alpha * centre[0]), np.exp(b + beta * centre[1]), alpha, beta]
+    flops = float((runs["compute"] / runs["parameters"] / runs["data"]).median())
+    return LossFit(runs, np.transpose(constants), flops)
 
 
-def _check(logs: Array) -> None:
+def _check(runs: pd.DataFrame) -> list[Indices]:
+    """(runs,) group of equal N and of equal D of each run."""
     needs = "L = E + A / N^alpha + B / D^beta needs at least"
-    for side, what in enumerate(("numbers of parameters", "amounts of data")):
-        if _distinct(logs[:, side]) < 3:
-            raise InputError(f"{needs} 3 different {what}, got {_distinct(logs[:, side])} among {len(logs)} runs")
-    if len(logs) <= len(CONSTANTS):
-        raise InputError(f"{needs} {len(CONSTANTS) + 1} runs for its {len(CONSTANTS)} constants, got {len(logs)}")
-
-
-def _distinct(logs: Array) -> int:
-    """How many values are more than a tolerance apart."""
-    return min(len(logs), 1 + int((np.diff(np.sort(logs)) > np.log1p(TOLERANCE)).sum()))
-
-
-def _starts(points: Array) -> Array:
-    """(starts, 5) logs of the three terms at the centre of the runs, and the exponents."""
-    starts = np.array(STARTS)
-    starts[:, :3] = np.log(starts[:, :3]) + np.median(points[:, 2])
-    return starts
-
-
-def _minimise(points: Array, starts: Array, delta: float) -> Array:
-    """(kept, 5) the best ends of the paths from the starts, best first; paths that meet count once."""
-    coarse = _apart(_follow(points, starts, max(delta, COARSE))[: 4 * KEPT])
-    return _apart(_follow(points, coarse[:KEPT], delta))
-
-
-def _apart(ends: Array) -> Array:
-    near = [any(np.allclose(end, other, rtol=1e-2, atol=1e-2) for other in ends[:i]) for i, end in enumerate(ends)]
-    return np.array([end for end, known in zip(ends, near, strict=True) if not known])
+    sides = {"numbers of parameters": near(runs["parameters"]), "amounts of data": near(runs["data"])}
+    for what, groups in sides.items():
+        if groups.nunique() < 3:
+            raise InputError(f"{needs} 3 different {what}, got {groups.nunique()} among {len(runs)} runs")
+    if len(runs) <= len(CONSTANTS):
+        raise InputError(f"{needs} {len(CONSTANTS) + 1} runs for its {len(CONSTANTS)} constants, got {len(runs)}")
+    return [groups.to_numpy() for groups in sides.values()]
 
 
 def _follow(points: Array, starts: Array, delta: float) -> Array:
-    from scipy.optimize import minimize  # a third of a second
-
+    """(kept, 5) the best ends of the paths from the starts, best first; paths that meet count once."""
     low, high = points[:, 2].min(), points[:, 2].max()
     bounds = [(low + FLOOR, high + 3)] * 3 + [EXPONENTS] * 2
-    ends = [
-        minimize(
-            _objective,
-            start,
-            (points, delta),
-            "L-BFGS-B",
-            jac=True,
-            bounds=bounds,
-            options={"maxiter": 500, "ftol": 1e-11, "gtol": 1e-8},
-        )
-        for start in starts
-    ]
-    return np.array([end.x for end in sorted(ends, key=lambda end: end.fun)])
+    options = {"jac": True, "bounds": bounds, "options": {"maxiter": 500, "ftol": 1e-11, "gtol": 1e-8}}
+    ends = [minimize(_objective, start, (points, delta), "L-BFGS-B", **options) for start in starts]
+    ordered = np.array([end.x for end in sorted(ends, key=lambda end: end.fun)])
+    distinct = np.unique(ordered.round(1), axis=0, return_index=True)[1]
+    return ordered[np.sort(distinct)[:KEPT]]
 
 
 def _objective(theta: Array, points: Array, delta: float) -> tuple[float, Array]:
     """Mean Huber loss of log L over `delta`, and its gradient; log L is a log-sum-exp (Hoffmann et al. 2022)."""
     n, d, measured = points.T
     terms = np.stack([np.full_like(n, theta[0]), theta[1] - theta[3] * n, theta[2] - theta[4] * d])
-    top = terms.max(0)
-    shares = np.exp(terms - top)
-    total = shares.sum(0)
-    residual = top + np.log(total) - measured
-    clipped = residual.clip(-delta, delta)
-    value = (clipped * (residual - clipped / 2)).mean() / delta
-    pull = clipped / (delta * len(n)) * shares / total
-    return float(value), np.array([*pull.sum(1), -pull[1] @ n, -pull[2] @ d])
+    total = np.logaddexp.reduce(terms)
+    residual = total - measured
+    pull = residual.clip(-delta, delta) / (delta * len(n)) * np.exp(terms - total)
+    gradient = np.array([*pull.sum(1), -pull[1] @ n, -pull[2] @ d])
+    return float(huber(delta, residual).mean() / delta), gradient
 
 
-def _constants(theta: Array, centre: Array) -> Array:
-    """E, A, B, alpha, beta in the units of the runs."""
-    e, a, b, alpha, beta = np.moveaxis(theta, -1, 0)
-    return np.stack([np.exp(e), np.exp(a + alpha * centre[0]), np.exp(b + beta * centre[1]), alpha, beta], axis=-1)
-
-
-@dataclass(frozen=True, eq=False)
-class Holdout:
-    """The largest runs, predicted from the others.
+class Holdout(NamedTuple):
+    """The largest runs, predicted by the law of the others.
 
     Args:
         fit: of the other runs.
-        held: the largest runs.
-        predicted: loss of each of them.
-        errors: (held,) predicted over measured, less one, in percent.
+        held: the largest runs, with the columns `predicted`, `low`, `high` (the interval of the law) and
+            `error_percent` (predicted over measured, less 1).
+        error: mean of the absolute errors, in percent.
+        reach: compute of the largest run over that of the largest fitted one.
     """
 
     fit: LossFit
-    held: tuple[Run, ...]
-    predicted: tuple[Estimate, ...]
-    errors: Array
-
-    @property
-    def error(self) -> float:
-        """Mean of the absolute errors, in percent."""
-        return float(np.abs(self.errors).mean())
-
-    @property
-    def reach(self) -> float:
-        """Compute of the largest run over that of the largest fitted one."""
-        return max(run.compute for run in self.held) / max(run.compute for run in self.fit.runs)
+    held: pd.DataFrame
+    error: float
+    reach: float
 
 
 def holdout_error(
-    runs: Sequence[Run],
-    largest: int = 1,
-    fraction: float | None = None,
-    resamples: int = 400,
-    seed: int = 0,
-    delta: float = 1e-3,
-    progress: bool = False,
+    runs: pd.DataFrame, largest: int = 1, resamples: int = 400, seed: int = 0, progress: bool = False
 ) -> Holdout:
-    """Fit the smaller runs and predict the largest ones by compute; runs of the same N and D stay together.
-
-    Args:
-        runs: as `fit_loss` takes them.
-        largest: how many pairs of N and D to hold out.
-        fraction: share of the pairs to hold out instead, at least one.
-        resamples: number of bootstrap resamples.
-        seed: of the bootstrap.
-        delta: of the Huber loss.
-        progress: show a progress bar.
+    """Fit the smaller runs and predict those of the `largest` pairs of N and D by compute; otherwise as `fit_loss`.
 
     Raises:
         InputError: where too little is left to fit.
     """
-    if largest < 1 or not (fraction is None or 0 < fraction < 1):
-        raise InputError(f"hold out at least one run, or a fraction between 0 and 1: got {largest}, {fraction}")
-    pairs = {(run.parameters, run.data): run.compute for run in runs}
-    order = sorted(pairs, key=lambda pair: pairs[pair])
-    count = largest if fraction is None else max(1, round(fraction * len(order)))
-    out = set(order[-count:])
+    cell = cells(runs)
+    out = cell.isin(runs["compute"].groupby(cell).max().nlargest(largest).index)
     try:
-        kept = [run for run in runs if (run.parameters, run.data) not in out]
-        fit = fit_loss(kept, resamples, seed, delta, progress)
+        fit = fit_loss(runs[~out], resamples, seed, progress=progress)
     except InputError as error:
-        raise InputError(f"without the {count} largest: {error}") from error
-    held = tuple(run for run in runs if (run.parameters, run.data) in out)
-    predicted = tuple(fit.predict(run.parameters, run.data) for run in held)
-    errors = [100 * (guess.value / run.loss - 1) for guess, run in zip(predicted, held, strict=True)]
-    return Holdout(fit, held, predicted, np.array(errors))
+        raise InputError(f"without the {largest} largest: {error}") from error
+    held = runs[out].copy()
+    held[["predicted", "low", "high"]] = [fit.predict(n, d) for n, d in held[["parameters", "data"]].to_numpy()]
+    held["error_percent"] = 100 * (held["predicted"] / held["loss"] - 1)
+    reach = held["compute"].max() / fit.runs["compute"].max()
+    return Holdout(fit, held, float(held["error_percent"].abs().mean()), float(reach))

@@ -1,25 +1,31 @@
 """Figures of scaling laws."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from scipy.stats import gmean
 
-from bamboo.analysis.plots import COLOURS, plain_ticks, style
+from bamboo.analysis.plots import COLOURS, style
 
-from .batches import BatchLaw
-from .estimates import Array
+from .bootstrap import Array
 from .loss import Holdout, LossFit
-from .power_laws import PowerLaw
+from .optima import Optima, PowerLaw
 from .published import PUBLISHED
-from .report import Report
-from .runs import group
+from .report import TITLES, Report
 
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 LEGEND, CURVES = 8, 6
+RUNS: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4}
+DATA, COMPUTE = "data (samples or tokens seen)", "compute (FLOPs)"
+AXES = {
+    "best_batch_at_data": (DATA, "batch size", "loss at fixed data"),
+    "best_batch_at_compute": (COMPUTE, "batch size", "loss at fixed compute"),
+    "learning_rate": ("batch size", "learning rate", "loss at fixed batch size"),
+}
 
 
 def draw_all(report: Report) -> Iterator[tuple[str, Figure]]:
@@ -29,273 +35,164 @@ def draw_all(report: Report) -> Iterator[tuple[str, Figure]]:
         yield "frontier", plot_frontier(report.fit)
     if report.holdout:
         yield "held_out", plot_holdout(report.holdout)
-    for name, found in (("data", report.at_data), ("compute", report.at_compute)):
-        if found:
-            yield f"best_batch_at_{name}", plot_best_batch(found, name)
-    if report.rates:
-        yield "learning_rate", plot_learning_rate(report.rates)
+    for name, found in report.optima.items():
+        yield name, plot_optima(found, name)
 
 
 def plot_loss(fit: LossFit) -> Figure:
     """Loss against data, a colour for each size: points are runs, lines the law; the dotted line is its E."""
-    sizes = group(sorted(fit.runs, key=lambda run: run.parameters), lambda run: run.parameters)
-    data = _span([run.data for run in fit.runs])
+    sizes = fit.runs.groupby("parameters")
+    data = _span(fit.runs["data"])
     with style():
         figure = Figure(figsize=(5.6, 3.8), layout="constrained")
         axis = figure.subplots()
-        for (size, runs), colour in zip(sizes.items(), _shades(len(sizes)), strict=True):
+        for (size, runs), colour in zip(sizes, _shades(len(sizes)), strict=True):
             axis.plot(data, fit.loss(size, data), color=colour)
-            axis.plot(
-                [run.data for run in runs],
-                [run.loss for run in runs],
-                "o",
-                color=colour,
-                markersize=4,
-                label=_short(size),
-            )
-        floor = fit.estimates["E"]
-        if floor.value > 0.6 * min(run.loss for run in fit.runs):
-            axis.axhline(floor.value, color="black", linewidth=0.9, linestyle=":")
-            axis.annotate(
-                f"E = {floor.value:.3g}", (data[-1], floor.value), (0, 3), textcoords="offset points", ha="right"
-            )
-        axis.set(xscale="log", yscale="log", xlabel="data (samples or tokens seen)", ylabel="loss")
-        axis.set_title(_formula(fit))
-        _log_ticks(axis.xaxis)
-        _loss_ticks(axis.yaxis)
-        axis.legend(*_thinned(axis), title="parameters", loc="center left", bbox_to_anchor=(1.0, 0.5))
+            axis.plot(runs["data"], runs["loss"], **RUNS, color=colour, label=_short(size))
+        floor = fit.constants[0, 0]
+        if floor > 0.6 * fit.runs["loss"].min():
+            axis.axhline(floor, color="black", linewidth=0.9, linestyle=":")
+            axis.annotate(f"E = {floor:.3g}", (data[-1], floor), (0, 3), textcoords="offset points", ha="right")
+        axis.set(xscale="log", yscale="log", xlabel=DATA, ylabel="loss")
+        e, a, b, alpha, beta = fit.constants[0]
+        axis.set_title(f"L = {e:.3g} + {a:.3g} / N$^{{{alpha:.2f}}}$ + {b:.3g} / D$^{{{beta:.2f}}}$")
+        _ticks(axis.xaxis, axis.yaxis)
+        handles, labels = axis.get_legend_handles_labels()
+        shown = _spread(len(labels), LEGEND)
+        legend = {"title": "parameters", "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        axis.legend([handles[i] for i in shown], [labels[i] for i in shown], **legend)
     return figure
 
 
 def plot_frontier(fit: LossFit) -> Figure:
     """Contours of the fitted loss over compute and parameters, the best size at each budget, and the runs."""
-    compute = _span([run.compute for run in fit.runs], 0.1)
-    best = [fit.optimum(budget)[0] for budget in compute]
-    values, low, high = np.array(best).T
-    size = _span([*(run.parameters for run in fit.runs), *values.clip(*_ends(fit))], 0.1)
+    compute, sizes = _span(fit.runs["compute"], 0.1), fit.runs["parameters"]
+    best, low, high = np.transpose([fit.optimum(budget)[0] for budget in compute])
+    size = _span([*sizes, *best.clip(sizes.min() / 3, sizes.max() * 3)], 0.1)
+    losses = fit.loss(size[:, None], compute / fit.flops / size[:, None])
+    levels = np.geomspace(losses.min(), np.percentile(losses, 90), 13)
     with style():
         figure = Figure(figsize=(5.6, 3.8), layout="constrained")
         axis = figure.subplots()
-        losses = fit.loss(size[:, None], compute / fit.flops / size[:, None])
-        levels = np.geomspace(losses.min(), np.percentile(losses, 90), 13)
         norm = matplotlib.colors.LogNorm(levels[0], levels[-1])
         picture = axis.contourf(compute, size, losses, levels, norm=norm, cmap="viridis", alpha=0.85, extend="max")
         bar = figure.colorbar(picture, label="loss", format=FuncFormatter(lambda value, _: f"{value:.3g}"))
         bar.set_ticks(levels[::2].tolist())
         axis.fill_between(compute, low, high, color=COLOURS[1], alpha=0.35, linewidth=0)
-        exponent = fit.exponents[0]
-        told = f"best size ∝ C$^{{{exponent.value:.2f}}}$ ({exponent.low:.2f} to {exponent.high:.2f})"
-        axis.plot(compute, values, color=COLOURS[1], linewidth=2, label=told)
-        axis.plot(
-            [r.compute for r in fit.runs],
-            [r.parameters for r in fit.runs],
-            "o",
-            color="white",
-            markeredgecolor="black",
-            markersize=4,
-            label="runs",
-        )
-        axis.set(
-            xscale="log",
-            yscale="log",
-            xlabel="compute C (FLOPs)",
-            ylabel="parameters",
-            ylim=(size[0], size[-1]),
-            xlim=(compute[0], compute[-1]),
-        )
-        axis.set_title("fitted loss, and the best size at each budget")
+        value, least, most = fit.exponents[0]
+        label = f"best size ∝ C$^{{{value:.2f}}}$ ({least:.2f} to {most:.2f})"
+        axis.plot(compute, best, color=COLOURS[1], linewidth=2, label=label)
+        axis.plot(fit.runs["compute"], sizes, **RUNS, color="white", markeredgecolor="black", label="runs")
+        axis.set(xscale="log", yscale="log", xlabel=COMPUTE, ylabel="parameters")
+        axis.set(xlim=compute[[0, -1]], ylim=size[[0, -1]], title="fitted loss, and the best size at each budget")
         axis.grid(visible=False)
-        _log_ticks(axis.yaxis)
+        _ticks(axis.xaxis, axis.yaxis)
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def plot_holdout(held: Holdout) -> Figure:
+def plot_holdout(holdout: Holdout) -> Figure:
     """Measured loss against the prediction of a law fitted without the largest runs; bars are its 95 % interval."""
+    held, runs = holdout.held, holdout.fit.runs
+    fitted = holdout.fit.loss(runs["parameters"], runs["data"])
+    ends = _span([*fitted, *runs["loss"], *held["predicted"], *held["loss"]], 0.05)[[0, -1]]
+    bars = [held["predicted"] - held["low"], held["high"] - held["predicted"]]
     with style():
         figure = Figure(figsize=(4.4, 3.8), layout="constrained")
         axis = figure.subplots()
-        runs = held.fit.runs
-        fitted = [float(held.fit.loss(run.parameters, run.data)) for run in runs]
-        measured, guesses = [run.loss for run in held.held], np.array(held.predicted)
-        ends = _span([*fitted, *guesses[:, 0], *measured, *(run.loss for run in runs)], 0.05)[[0, -1]]
         axis.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
-        axis.plot(fitted, [run.loss for run in runs], "o", color=COLOURS[0], markersize=4, label="fitted")
-        bars = np.abs(guesses[:, 1:] - guesses[:, :1]).T
-        axis.errorbar(
-            guesses[:, 0], measured, xerr=bars, fmt="D", color=COLOURS[1], markersize=5, capsize=2, label="held out"
-        )
+        axis.plot(fitted, runs["loss"], **RUNS, color=COLOURS[0], label="fitted")
+        look = {"fmt": "D", "color": COLOURS[1], "markersize": 5, "capsize": 2, "label": "held out"}
+        axis.errorbar(held["predicted"], held["loss"], xerr=np.clip(bars, 0, None), **look)
         axis.set(xscale="log", yscale="log", xlabel="predicted loss", ylabel="measured loss", xlim=ends, ylim=ends)
-        axis.set_title(f"{held.reach:.2g} times the compute: off by {held.error:.2g} %")
-        for side in (axis.xaxis, axis.yaxis):
-            _loss_ticks(side)
+        axis.set_title(f"{holdout.reach:.2g} times the compute: off by {holdout.error:.2g} %")
+        _ticks(axis.xaxis, axis.yaxis)
         axis.legend(loc="upper left")
     return figure
 
 
-def plot_best_batch(found: BatchLaw, at: str) -> Figure:
-    """Loss against batch size at each budget (left), and the best batch size against the budget (right).
+def plot_optima(found: Optima, name: str) -> Figure:
+    """Loss against the setting at each budget (left), and the best setting against the budget (right).
 
-    A hollow mark is a lowest loss at the edge of what was tried, which the law leaves out. The published exponent is
-    drawn through the middle of our points, since its prefactor is in tokens.
+    A hollow mark is a lowest loss at the edge of what was tried, which the law leaves out. Published exponents are
+    drawn through the middle of the points, since their prefactors are in tokens.
     """
-    published = PUBLISHED[f"best batch at fixed {at}: exponent in {'D' if at == 'data' else 'C'}"][0]
-    across = "data (samples or tokens seen)" if at == "data" else "compute (FLOPs)"
+    (title, variable), (across, setting, left_title) = TITLES[name], AXES[name]
+    count = len(found.table)
+    shades, shown = _shades(count), _spread(count, CURVES)
     with style():
-        figure, (left, right) = _pair()
-        _valleys(left, found, "batch size", f"loss at fixed {at}")
-        _best(right, found, across, "best batch size")
+        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for i, row in enumerate(found.table.itertuples()):
+            mark = {"color": shades[i], "markerfacecolor": "white" if row.edge else shades[i], "zorder": 3}
+            right.plot(row.at, row.best, "D", **mark)
+            if i in shown:
+                _draw_valley(left, row, shades[i])
+                left.plot(row.best, 0.0, "D", **mark)
         if found.law:
-            _law(right, found.law)
-            _beside(right, found.law, (published.low,), f"published: exponent {published.value}")
-        right.set_title(f"best batch size at fixed {at}")
-        _finish(figure, right)
+            _draw_law(right, found.law, f"{title}: exponent in {variable}")
+            figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        some = "" if len(shown) == count else f" ({len(shown)} of {count})"
+        left.set(xscale="log", xlabel=setting, ylabel="loss above the lowest, %", title=left_title + some)
+        right.set(xscale="log", yscale="log", xlabel=across, ylabel=f"best {setting}", title=title)
+        _ticks(left.xaxis, right.xaxis, right.yaxis)
     return figure
 
 
-def plot_learning_rate(found: BatchLaw) -> Figure:
-    """Loss against learning rate (left), and the best learning rate against the batch size (right)."""
-    published = PUBLISHED["best learning rate: exponent in batch size"][0]
-    with style():
-        figure, (left, right) = _pair()
-        _valleys(left, found, "learning rate", "loss at fixed batch size")
-        _best(right, found, "batch size", "best learning rate")
-        if found.law:
-            _law(right, found.law)
-            _beside(right, found.law, (published.low, published.high), f"published: exponent {published.value}")
-        right.set_title("best learning rate")
-        _finish(figure, right)
-    return figure
+def _draw_valley(axis: Any, row: Any, colour: Any) -> None:
+    """Losses of a budget in percent above the lowest, and the parabola between the neighbours of the best setting."""
+    settings, losses = np.array([*row.losses.items()]).T
+    axis.plot(settings, 100 * (losses / row.loss - 1), "o-" if row.edge else "o", color=colour, markersize=3.5)
+    if not row.edge:
+        lowest = losses.argmin()
+        fine = np.geomspace(settings[lowest - 1], settings[lowest + 1], 50)
+        axis.plot(fine, 100 * (np.polyval(row.parabola, np.log(fine)) / row.loss - 1), color=colour)
 
 
-def _pair() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
-    return figure, figure.subplots(1, 2)
-
-
-def _valleys(axis: Any, found: BatchLaw, across: str, title: str) -> None:
-    """For some of the budgets the losses, their parabola and its lowest point, as percentages above that point."""
-    chosen = _spread(len(found.optima), CURVES)
-    shades = _shades(len(found.optima))
-    for optimum, colour in ((found.optima[i], shades[i]) for i in chosen):
-        above = 100 * (np.array(optimum.losses) / optimum.loss - 1)
-        axis.plot(optimum.settings, above, "o-", color=colour, markersize=3.5, linewidth=0.8, alpha=0.8)
-        curve = optimum.parabola()
-        if curve:
-            lowest = int(np.argmin(optimum.losses))
-            fine = np.geomspace(optimum.settings[lowest - 1], optimum.settings[lowest + 1], 50)
-            bowl = 100 * (np.polyval(curve, np.log(fine)) / optimum.loss - 1)
-            axis.plot(fine, bowl, color=colour, linewidth=2.2)
-        _mark(axis, optimum.best, 0.0, colour, optimum.edge)
-    axis.set(xscale="log", xlabel=across, ylabel="loss above the lowest, %")
-    some = "" if len(chosen) == len(found.optima) else f" ({len(chosen)} of {len(found.optima)})"
-    axis.set_title(title + some)
-    _setting_ticks(axis.xaxis)
-
-
-def _best(axis: Any, found: BatchLaw, across: str, up: str) -> None:
-    for optimum, colour in zip(found.optima, _shades(len(found.optima)), strict=True):
-        _mark(axis, optimum.at, optimum.best, colour, optimum.edge)
-    axis.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
-    _setting_ticks(axis.yaxis)
-    _log_ticks(axis.xaxis)
-
-
-def _mark(axis: Any, x: float, y: float, colour: Any, edge: bool) -> None:
-    axis.plot([x], [y], "D", color=colour, markersize=6, markerfacecolor="white" if edge else colour, zorder=3)
-
-
-def _law(axis: Any, law: PowerLaw) -> None:
-    x = _span(list(law.x), 0.1)
-    values, low, high = np.array([law.predict(value) for value in x]).T
-    exponent = law.exponent
-    told = f"ours: exponent {exponent.value:.2f} ({exponent.low:.2f} to {exponent.high:.2f})"
-    axis.plot(x, values, color="black", linewidth=1.4, label=told, zorder=2)
+def _draw_law(axis: Any, law: PowerLaw, quantity: str) -> None:
+    """The law with its interval, and published exponents through the middle of its points."""
+    x = _span(law.x, 0.1)
+    values, low, high = np.transpose([law.predict(at) for at in x])
+    value, least, most = law.exponent
+    axis.plot(
+        x, values, color="black", linewidth=1.4, label=f"exponent {value:.2f} ({least:.2f} to {most:.2f})", zorder=2
+    )
     axis.fill_between(x, low, high, color="black", alpha=0.1, linewidth=0)
+    published, middle = PUBLISHED[quantity][0], float(gmean(law.x))
+    for end, label in {published.high: None, published.low: f"published: exponent {published.text}"}.items():
+        level = law.predict(middle).value * (x / middle) ** end
+        axis.plot(x, level, "--", color=COLOURS[1], label=label)
 
 
-def _beside(axis: Any, law: PowerLaw, exponents: tuple[float, ...], label: str) -> None:
-    """Published exponents, as lines through the middle of the points."""
-    x = _span(list(law.x), 0.1)
-    middle = float(np.exp(np.log(law.x).mean()))
-    level = law.predict(middle).value
-    for k, exponent in enumerate(exponents):
-        axis.plot(x, level * (x / middle) ** exponent, "--", color=COLOURS[1], label=None if k else label)
-
-
-def _finish(figure: Figure, right: Any) -> None:
-    handles, labels = right.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
-
-
-def _formula(fit: LossFit) -> str:
-    e, a, b, alpha, beta = fit.constants
-    return f"L = {e:.3g} + {a:.3g} / N$^{{{alpha:.2f}}}$ + {b:.3g} / D$^{{{beta:.2f}}}$"
-
-
-def _shades(count: int) -> list[Any]:
-    """Colours from dark to light for things in order."""
-    return [matplotlib.colormaps["viridis"](share) for share in np.linspace(0, 0.88, count)]
-
-
-def _thinned(axis: Any) -> tuple[list[Any], list[str]]:
-    """At most some entries of a legend, evenly spread."""
-    handles, labels = axis.get_legend_handles_labels()
-    chosen = _spread(len(labels), LEGEND)
-    return [handles[i] for i in chosen], [labels[i] for i in chosen]
+def _shades(count: int) -> Any:
+    """(count, 4) colours from dark to light."""
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.88, count))
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most some of so many indices, evenly spread, both ends among them."""
+    """At most `most` of so many indices, evenly spread, both ends among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
 
 
-def _span(values: Sequence[float], margin: float = 0.03) -> Array:
-    """From the lowest to the highest, in logarithmic steps, with a margin on either side."""
+def _span(values: Any, margin: float = 0.03) -> Array:
+    """(100,) from the lowest to the highest, in logarithmic steps, with a margin on either side."""
     low, high = np.log(min(values)), np.log(max(values))
     more = margin * (high - low)
-    return np.exp(np.linspace(low - more, high + more, 100))
-
-
-def _ends(fit: LossFit) -> tuple[float, float]:
-    """Sizes worth showing: three times beyond the runs on either side."""
-    sizes = [run.parameters for run in fit.runs]
-    return min(sizes) / 3, max(sizes) * 3
+    return np.geomspace(np.exp(low - more), np.exp(high + more), 100)
 
 
 def _short(value: float) -> str:
     """Such as 85M."""
-    for size, letter in UNITS:
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
+    size, letter = next(((size, letter) for size, letter in UNITS if value >= size), (1, ""))
+    return f"{value / size:.4g}{letter}"
 
 
-def _log_ticks(axis: Any) -> None:
-    """Powers of ten, or where there are too few of them numbers such as 512k."""
-    low, high = axis.get_view_interval()
-    if high < 100 * low:
-        _setting_ticks(axis)
-
-
-def _setting_ticks(axis: Any) -> None:
-    """Numbers such as 500 or 0.002, not too many."""
-    low, high = axis.get_view_interval()
-    decades = np.log10(high / low)
-    subs = (1.0, 2.0, 5.0) if decades < 1.8 else (1.0, 3.0) if decades < 2.8 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _loss_ticks(axis: Any) -> None:
-    """Numbers that are close enough for losses, which span little."""
-    low, high = axis.get_view_interval()
-    if high > 8 * low:
-        plain_ticks(axis)
-        return
-    subs = np.arange(1, 10, 0.1 if high < 1.5 * low else 0.5 if high < 3 * low else 1.0)
-    axis.set_major_locator(LogLocator(subs=tuple(subs), numticks=7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axis.set_minor_formatter(NullFormatter())
+def _ticks(*axes: Any) -> None:
+    """Label logarithmic axes with a few round numbers such as 500 or 0.85; powers of ten where they span many."""
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        if high < 1000 * low:
+            subs = (1.0, 2.0, 5.0) if high < 60 * low else (1.0, 3.0)
+            axis.set_major_locator(MaxNLocator(6) if high < 5 * low else LogLocator(subs=subs, numticks=8))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+            axis.set_minor_formatter(NullFormatter())

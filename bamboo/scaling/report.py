@@ -1,30 +1,30 @@
 """All laws that a set of runs allows, as a table, JSON and CSV."""
 
-import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
+
+import pandas as pd
 
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
-from .batches import BatchLaw, best_batch, learning_rate_law
-from .estimates import Estimate
+from .bootstrap import Estimate
 from .loss import Holdout, LossFit, fit_loss, holdout_error
+from .optima import Optima, best_batch, learning_rate_law
 from .published import PUBLISHED
-from .runs import Run, tuned
+from .runs import tuned
 
-COLUMNS = ("name", "parameters", "data", "batch_size", "learning_rate", "loss", "compute", "seed")
+TITLES = {
+    "best_batch_at_data": ("best batch at fixed data", "D"),
+    "best_batch_at_compute": ("best batch at fixed compute", "C"),
+    "learning_rate": ("best learning rate", "batch size"),
+}
+"""Title and variable of each law of best settings."""
+
 Law = TypeVar("Law")
-
-
-class Row(NamedTuple):
-    """A quantity with its interval."""
-
-    quantity: str
-    value: Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,151 +35,132 @@ class Report:
         runs: all of them.
         fit: of the best-tuned runs of each N and D.
         holdout: the same without the largest.
-        at_data: best batch size at fixed data.
-        at_compute: best batch size at fixed compute.
-        rates: best learning rate against batch size.
-        missing: why something above is None, or has no law.
+        optima: best settings by the names of `TITLES`.
+        missing: why something above is absent, or has no law.
     """
 
-    runs: tuple[Run, ...]
+    runs: pd.DataFrame
     fit: LossFit | None
     holdout: Holdout | None
-    at_data: BatchLaw | None
-    at_compute: BatchLaw | None
-    rates: BatchLaw | None
+    optima: dict[str, Optima]
     missing: dict[str, str]
 
-    def rows(self) -> Iterator[Row]:
-        """The numbers of the report, in order."""
+    def numbers(self) -> dict[str, Estimate]:
+        """The numbers of the report by quantity, in order."""
+        numbers: dict[str, Estimate] = {}
         if self.fit:
-            for name, value in self.fit.estimates.items():
-                yield Row(name, value)
-            for side, value in zip(("N", "D"), self.fit.exponents, strict=True):
-                yield Row(f"best {side}: exponent in compute", value)
-        for name, letter, found in (("data", "D", self.at_data), ("compute", "C", self.at_compute)):
-            if found and found.law:
-                yield Row(f"best batch at fixed {name}: exponent in {letter}", found.law.exponent)
-                yield Row(f"best batch at fixed {name}: prefactor", found.law.prefactor)
-        if self.rates and self.rates.law:
-            yield Row("best learning rate: exponent in batch size", self.rates.law.exponent)
+            best = zip("ND", self.fit.exponents, strict=True)
+            numbers = self.fit.estimates | {f"best {side}: exponent in compute": value for side, value in best}
+        for name, found in self.optima.items():
+            title, variable = TITLES[name]
+            if found.law:
+                numbers[f"{title}: exponent in {variable}"] = found.law.exponent
+                if name != "learning_rate":  # whose prefactor is that of the middle of all sizes
+                    numbers[f"{title}: prefactor"] = found.law.prefactor
+        return numbers
 
     def notes(self) -> Iterator[str]:
         """What a reader of the numbers should know."""
         if self.fit:
-            spread = float(self.fit.residuals.std())
-            yield f"{len(self.fit.runs)} of {len(self.runs)} runs fitted; residuals {100 * spread:.2g} % of the loss"
-            yield from self.fit.notes
+            spread = 100 * float(self.fit.residuals.std())
+            yield f"{len(self.fit.runs)} of {len(self.runs)} runs fitted; residuals {spread:.2g} % of the loss"
+            yield from self.fit.notes()
         if self.holdout:
-            held = self.holdout
-            inside = sum(p.low <= run.loss <= p.high for p, run in zip(held.predicted, held.held, strict=True))
-            count = f"{len(held.held)} run{'s' * (len(held.held) > 1)}"
+            held = self.holdout.held
+            count = f"{len(held)} run{'s' * (len(held) > 1)}"
+            inside = held["loss"].between(held["low"], held["high"]).sum()
             yield (
-                f"held out: {count} with up to {held.reach:.3g} times the compute of the others, predicted to "
-                f"{held.error:.2g} % of the loss, {inside} inside the law's 95 % interval"
+                f"held out: {count} with up to {self.holdout.reach:.3g} times the compute of the others, predicted to "
+                + (f"{self.holdout.error:.2g} % of the loss, {inside} inside the law's 95 % interval")
             )
-        for found in (self.at_data, self.at_compute, self.rates):
-            if found and found.law and found.note:
-                yield found.note
-        for name, reason in self.missing.items():
-            yield f"no {name}: {reason}"
+        yield from (found.note for found in self.optima.values() if found.law and found.note)
+        yield from (f"no {name}: {reason}" for name, reason in self.missing.items())
 
     def text(self) -> str:
         """A table for the terminal, and under it notes and sources."""
-        sources: dict[tuple[str, str], int] = {}
-        table = [("quantity", "ours", "95 % interval", "published")]
-        for quantity, value in self.rows():
-            numbers = PUBLISHED.get(quantity, ())
-            marks = [sources.setdefault((p.source, p.evidence), len(sources) + 1) for p in numbers]
-            beside = ", ".join(f"{p.value} [{mark}]" for p, mark in zip(numbers, marks, strict=True))
-            table.append((quantity, f"{value.value:.4g}", f"{value.low:.4g} to {value.high:.4g}", beside))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(t.ljust(width) for t, width in zip(row, widths, strict=True)).rstrip() for row in table]
-        known = [f"[{mark}] {source}; known from {evidence}" for (source, evidence), mark in sources.items()]
-        told = ["published, all of language models and in tokens:", *known] if known else []
-        return "\n".join([*(["", *lines] if len(lines) > 1 else []), "", *self.notes(), *([""] if told else []), *told])
+        numbers = self.numbers()
+        published = [p for quantity in numbers for p in PUBLISHED.get(quantity, ())]
+        sources = [*dict.fromkeys((p.source, p.evidence) for p in published)]
+        table = pd.DataFrame({"quantity": [*numbers]}, dtype=str)
+        table["fitted"] = [f"{e.value:.4g}" for e in numbers.values()]
+        table["95 % interval"] = [f"{e.low:.4g} to {e.high:.4g}" for e in numbers.values()]
+        table["published"] = [
+            ", ".join(f"{p.text} [{sources.index((p.source, p.evidence)) + 1}]" for p in PUBLISHED.get(quantity, ()))
+            for quantity in numbers
+        ]
+        left = table.apply(lambda column: column.str.ljust(column.str.len().max()))
+        parts = [left.to_string(index=False, justify="left")] if numbers else []
+        parts.append("\n".join(self.notes()))
+        if sources:
+            known = (f"[{i}] {source}; known from {evidence}" for i, (source, evidence) in enumerate(sources, 1))
+            parts.append("\n".join(["published, all of language models and in tokens:", *known]))
+        return "\n\n".join(parts)
 
     def save(self, folder: Path) -> list[Path]:
         """Write scaling.json, the laws, and scaling.csv, the runs with what the law says of them."""
-        paths = [folder / "scaling.json", folder / "scaling.csv"]
-        with atomic_write(paths[0]) as temporary:
-            temporary.write_text(json.dumps(self._content(), indent=1, allow_nan=False))
-        with atomic_write(paths[1]) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow((*COLUMNS, "fitted", "held_out", "law"))
-            fitted = set(map(id, self.fit.runs)) if self.fit else set()
-            held = set(map(id, self.holdout.held)) if self.holdout else set()
-            for run in self.runs:
-                law = float(self.fit.loss(run.parameters, run.data)) if self.fit else ""
-                writer.writerow((*(_cell(run, c) for c in COLUMNS), int(id(run) in fitted), int(id(run) in held), law))
-        return paths
-
-    def _content(self) -> dict[str, Any]:
-        laws = {"data": self.at_data, "compute": self.at_compute, "learning_rate": self.rates}
-        held = self.holdout
-        return {
+        columns = ["name", "loss", "predicted", "low", "high", "error_percent"]
+        content = {
             "runs": len(self.runs),
-            "numbers": {row.quantity: row.value._asdict() for row in self.rows()},
-            "published": {name: [p._asdict() for p in numbers] for name, numbers in PUBLISHED.items()},
+            "numbers": {quantity: value._asdict() for quantity, value in self.numbers().items()},
+            "published": {quantity: [p._asdict() for p in numbers] for quantity, numbers in PUBLISHED.items()},
             "flops_per_parameter_and_sample": self.fit and self.fit.flops,
             "optima": {
-                name: [{**o.__dict__, "settings": list(o.settings), "losses": list(o.losses)} for o in law.optima]
-                for name, law in laws.items()
-                if law
+                name: found.table.drop(columns="parabola").to_dict("records") for name, found in self.optima.items()
             },
-            "held_out": held
-            and [
-                {"name": run.name, "loss": run.loss, "predicted": guess._asdict(), "error_percent": float(error)}
-                for run, guess, error in zip(held.held, held.predicted, held.errors, strict=True)
-            ],
-            "notes": list(self.notes()),
+            "held_out": self.holdout and self.holdout.held[columns].to_dict("records"),
+            "notes": [*self.notes()],
         }
-
-
-def _cell(run: Run, column: str) -> Any:
-    value = getattr(run, column)
-    return "" if value is None else value
+        fitted = self.fit.runs.index if self.fit else []
+        held = self.holdout.held.index if self.holdout else []
+        law = self.fit.loss(self.runs["parameters"], self.runs["data"]) if self.fit else None
+        index = self.runs.index
+        runs = self.runs.assign(fitted=index.isin(fitted).astype(int), held_out=index.isin(held).astype(int), law=law)
+        paths = [folder / "scaling.json", folder / "scaling.csv"]
+        with atomic_write(paths[0]) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
+        with atomic_write(paths[1]) as temporary:
+            runs.to_csv(temporary, index=False)
+        return paths
 
 
 def analyse(
-    runs: Sequence[Run], holdout: int = 1, resamples: int = 400, seed: int = 0, progress: bool = False
+    runs: pd.DataFrame, holdout: int = 1, resamples: int = 400, seed: int = 0, progress: bool = False
 ) -> Report:
     """Every law that the runs allow.
 
     Args:
-        runs: finished runs.
+        runs: as `check_runs` gives them, with a unique index.
         holdout: how many of the largest pairs of N and D to predict from the others.
         resamples: of each bootstrap.
         seed: of each bootstrap.
         progress: show progress bars.
 
     Raises:
-        InputError: where no law at all can be fitted, with what the first lacks.
+        InputError: where no law at all can be fitted, with what each lacks.
     """
     missing: dict[str, str] = {}
 
-    def attempt(name: str, fit: Callable[[], Law]) -> Law | None:
+    def attempt(name: str, law: Callable[[], Law]) -> Law | None:
         try:
-            return fit()
+            return law()
         except InputError as error:
             missing[name] = str(error)
             return None
 
     best = tuned(runs)
     fit = attempt("loss law", lambda: fit_loss(best, resamples, seed, progress=progress))
-    held = None
-    if fit:
-        held = attempt(
-            "held-out prediction", lambda: holdout_error(best, holdout, None, resamples, seed, progress=progress)
-        )
-    at_data = attempt("best batch at fixed data", lambda: best_batch(runs, "data", resamples, seed))
-    at_compute = attempt("best batch at fixed compute", lambda: best_batch(runs, "compute", resamples, seed))
-    rates = attempt("learning rate law", lambda: learning_rate_law(runs, resamples, seed))
-    if not (fit or at_data or at_compute or rates):
-        raise InputError("; ".join(missing.values()))
-    lawless = {
-        "law of the best batch at fixed data": at_data,
-        "law of the best batch at fixed compute": at_compute,
-        "law of the learning rate": rates,
+    held = attempt("held-out prediction", lambda: holdout_error(best, holdout, resamples, seed, progress))
+    if not fit:
+        missing.pop("held-out prediction")
+    found = {
+        "best_batch_at_data": attempt("best batch at fixed data", lambda: best_batch(runs, "data", resamples, seed)),
+        "best_batch_at_compute": attempt(
+            "best batch at fixed compute", lambda: best_batch(runs, "compute", resamples, seed)
+        ),
+        "learning_rate": attempt("learning rate law", lambda: learning_rate_law(runs, resamples, seed)),
     }
-    missing |= {name: found.note for name, found in lawless.items() if found and not found.law}
-    return Report(tuple(runs), fit, held, at_data, at_compute, rates, missing)
+    optima = {name: law for name, law in found.items() if law}
+    if not (fit or optima):
+        raise InputError("; ".join(missing.values()))
+    missing |= {f"law of the {TITLES[name][0]}": law.note for name, law in optima.items() if not law.law}
+    return Report(runs, fit, held, optima, missing)
