@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link(source: str | Path, path: str | Path) -> None:
+    """Give a file a second name, in the place of what has that name; a copy where the file system has no hard links."""
+    with atomic_write(path) as temporary:
+        try:
+            temporary.unlink()
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def write_weights(path: Path, weights: dict[str, "Tensor"], arguments: dict[str, Any]) -> Path:

@@ -8,7 +8,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from bamboo.files import atomic_write, read_file
+from bamboo.errors import InputError
+from bamboo.files import atomic_write, link, read_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,10 +28,43 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, of which `last` is also written at the end of a run."""
+    """Lightning's `ModelCheckpoint`, which writes a step once, and `last` also at the end of a run.
+
+    Where a step goes by two names (`last.ckpt`, and one that is kept or is among the best), the second is a hard link,
+    which outlives the first: whatever is deleted later, each name is a whole checkpoint.
+
+    Args:
+        keep_every_n_epochs: keep a checkpoint for good every so many epochs, as `epoch=N.ckpt`; 0 for none.
+        options: of Lightning's `ModelCheckpoint`.
+
+    Raises:
+        InputError: for a negative number of epochs.
+    """
+
+    def __init__(self, keep_every_n_epochs: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        if keep_every_n_epochs < 0:
+            raise InputError(f"checkpoint.keep_every_n_epochs must be 0 or more: {keep_every_n_epochs}")
+        self.keep_every_n_epochs = keep_every_n_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due, and then what is kept for good."""
+        super().on_train_epoch_end(trainer, pl_module)
+        epochs = trainer.current_epoch + 1
+        if self.keep_every_n_epochs and epochs % self.keep_every_n_epochs == 0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            assert self.dirpath is not None
+            self._save_checkpoint(trainer, str(Path(self.dirpath) / f"epoch={epochs}{self.FILE_EXTENSION}"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save `last`, wherever between two regular checkpoints the run ended."""
-        if self.save_last and self._last_global_step_saved != trainer.global_step:
-            self._last_global_step_saved = trainer.global_step
+        if self.save_last and trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Write the file, or link it to the one that this step has already."""
+        written = self._last_checkpoint_saved
+        if not written or self._last_global_step_saved != trainer.global_step:
+            super()._save_checkpoint(trainer, filepath)
+        elif trainer.is_global_zero and filepath != written:
+            link(written, filepath)
+        trainer.strategy.barrier()

@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
 
 Schedule = Literal["cosine", "linear", "trapezoid"]
+
+OF_THE_OPTIMIZER = ("optimizer", "betas", "eps", "weight_decay", "layer_decay", "layer_decay_depth")
+"""The options that the state of an optimizer holds, so that a resumed run cannot change them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Recipe:
         warmup_share: length of the warm-up as a share of the whole run, in place of `warmup_epochs`; a run that
             `trainer.max_time` alone ends has no other.
         decay_share: share of the whole run in which a trapezoid comes down.
+        effective_batch: samples that one optimizer step sees, over all processes; as many batches are accumulated as
+            that takes, see `accumulation`. 0 for what the processes give, and accumulation as it is configured.
 
     Raises:
         InputError: for a value out of its range, or another number of betas than the optimizer takes.
@@ -57,6 +64,7 @@ class Recipe:
     schedule: Schedule = "cosine"
     warmup_share: float | None = None
     decay_share: float = 0.1
+    effective_batch: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -71,11 +79,48 @@ class Recipe:
                 raise InputError(f"recipe.{name} must lie between 0 and 1: {getattr(self, name)}")
         if not self.eps >= 0:
             raise InputError(f"recipe.eps must be 0 or more: {self.eps}")
+        if self.effective_batch < 0:
+            raise InputError(f"recipe.effective_batch must be 0 or more: {self.effective_batch}")
 
 
 def scaled_lr(base_lr: float, effective_batch: int) -> float:
     """The linear rule (Goyal et al. 2017): base_lr x effective batch / 256, over devices and accumulated batches."""
     return base_lr * effective_batch / 256
+
+
+def accumulation(effective_batch: int, batch_size: int, processes: int, configured: int = 1) -> int:
+    """Batches to accumulate until a step has seen `effective_batch` samples.
+
+    Args:
+        effective_batch: samples of one optimizer step.
+        batch_size: samples of one process in one batch.
+        processes: how many there are.
+        configured: accumulation that somebody asked for; 1 for none.
+
+    Raises:
+        InputError: where that is no whole number, naming what would fit, or not what was asked for.
+    """
+    at_once, (share, rest) = batch_size * processes, divmod(effective_batch, processes)
+    if rest:
+        below = effective_batch // at_once * at_once
+        raise InputError(
+            f"recipe.effective_batch {effective_batch} cannot be shared equally among {processes} processes: take a "
+            f"number of processes that divides it, or an effective batch of {below or at_once} or "
+            f"{(below or at_once) + at_once}"
+        )
+    if share % batch_size:
+        fitting = [size for size in range(1, share + 1) if share % size == 0]
+        near = {max(n for n in fitting if n < batch_size), min((n for n in fitting if n > batch_size), default=share)}
+        raise InputError(
+            f"recipe.effective_batch {effective_batch} is no multiple of {processes} processes x "
+            f"data.init_args.batch_size {batch_size}: take a batch size of {' or '.join(map(str, sorted(near)))}"
+        )
+    if configured not in (1, share // batch_size):
+        raise InputError(
+            f"trainer.accumulate_grad_batches {configured} makes {at_once * configured} samples a step and "
+            f"recipe.effective_batch says {effective_batch}: leave the first out, or set the second to 0"
+        )
+    return share // batch_size
 
 
 def scheduled_lr(
@@ -182,6 +227,17 @@ def plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
+def plain_arguments(arguments: Mapping[str, Any], further: str = "") -> dict[str, Any]:
+    """All arguments of a constructor, its `locals()`, as plain values: what `load_from_checkpoint` builds it from.
+
+    Args:
+        arguments: the local variables at the start of the constructor.
+        further: the name of its `**` arguments, which stand beside the others.
+    """
+    named = {name: value for name, value in arguments.items() if name not in ("self", "__class__", further)}
+    return {name: plain(value) for name, value in {**named, **arguments.get(further, {})}.items()}
+
+
 def is_logged(trainer: Trainer, steps: int) -> bool:
     """Whether Lightning hands to its loggers what is logged in the step that makes it `steps` in all."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -192,14 +248,14 @@ class TrainingModule(LightningModule):
     """A LightningModule that trains by a `Recipe`. A task adds `compute`, the maths of one step.
 
     Args:
-        recipe: learning rate, schedule and optimizer.
+        recipe: learning rate, schedule and optimizer; as a mapping where it comes out of a checkpoint.
     """
 
     seed: int
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe | Mapping[str, Any]) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe = Recipe(**recipe) if isinstance(recipe, Mapping) else recipe
 
     def compute(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and what else is worth logging, for one batch in `train` or `val`."""
@@ -233,13 +289,46 @@ class TrainingModule(LightningModule):
         fused = not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
         return build_optimizer(self.parameter_groups(), self.recipe, fused)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a step of the run consists of."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint["batch"] = self.batch()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model. Raises `InputError` naming the first weight that differs."""
+        """Refuse the checkpoint of another model, or to go on with another optimizer.
+
+        Raises:
+            InputError: naming the first weight or option that differs.
+        """
         ours, theirs = self.state_dict(), checkpoint["state_dict"]
         for name in [*ours, *(name for name in theirs if name not in ours)]:
             here, there = (list(state[name].shape) if name in state else "absent" for state in (ours, theirs))
             if here != there:
                 raise InputError(f"the checkpoint is of another model: {name} is {there} in it and {here} here")
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._check_optimizer(checkpoint.get("hyper_parameters", {}))
+
+    def _check_optimizer(self, saved: Mapping[str, Any]) -> None:
+        """A resumed optimizer brings its own options, in the place of those that are configured now."""
+        theirs, ours = {**saved, **saved.get("recipe", {})}, {**self.hparams, **asdict(self.recipe)}
+        for key in OF_THE_OPTIMIZER:
+            if key in theirs and key in ours and theirs[key] != ours[key]:
+                raise InputError(
+                    f"the checkpoint was trained with {key} {theirs[key]}, and the configuration says {ours[key]}: "
+                    "a run goes on with its own optimizer; start a new one for another"
+                )
+
+    def on_fit_start(self) -> None:
+        """Accumulate batches up to the effective batch of the recipe. Raises `InputError` where that cannot be."""
+        if self.recipe.effective_batch:
+            size, processes, configured = (
+                self._batch_size(),
+                self.trainer.world_size,
+                self.trainer.accumulate_grad_batches,
+            )
+            self.trainer.accumulate_grad_batches = accumulation(
+                self.recipe.effective_batch, size, processes, configured
+            )
 
     def on_train_start(self) -> None:
         """Fix the schedule, which depends on the data and the devices. Raises `InputError` for a run without an end."""
@@ -250,13 +339,15 @@ class TrainingModule(LightningModule):
             raise InputError("the schedule needs an end: set trainer.max_epochs, trainer.max_steps or trainer.max_time")
         total = self._steps if self._clock is None else 1.0
         self._schedule: dict[str, Any] = {
-            "warmup": min(self._warmup(total), total),
+            "warmup": self._warmup(total),
             "total": total,
             "peak": scaled_lr(self.recipe.base_lr, self.effective_batch()),
             "floor": self.recipe.min_lr,
             "schedule": self.recipe.schedule,
             "decay_share": self.recipe.decay_share,
         }
+        if self.trainer.is_global_zero and self.trainer.loggers:
+            print(self._summary())
 
     def _warmup(self, total: float) -> float:
         """Length of the warm-up, in the unit of `total`: a share of the run, or epochs out of all epochs."""
@@ -270,12 +361,43 @@ class TrainingModule(LightningModule):
                 "recipe.warmup_epochs needs data with a length and a number of epochs or steps: set recipe.warmup_share"
             )
         steps = self.recipe.warmup_epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return min(steps, total)
+        if steps >= self._steps:
+            raise InputError(
+                f"recipe.warmup_epochs {self.recipe.warmup_epochs:g} is {steps:.0f} steps and the whole run "
+                f"{self._steps:.0f}: lower the warm-up, or train for longer"
+            )
         return steps if self._clock is None else steps / self._steps
+
+    def _batch_size(self) -> int:
+        source: Any = getattr(self.trainer, "datamodule", None) or self.trainer.train_dataloader
+        if not hasattr(source, "batch_size"):
+            raise InputError("recipe.effective_batch needs data that say their batch_size: give a data module")
+        return int(source.batch_size)
+
+    def batch(self) -> dict[str, int]:
+        """What one optimizer step sees: samples of a process in a batch, processes, batches accumulated, and all."""
+        parts = {
+            "batch_size": self._batch_size(),
+            "processes": int(self.trainer.world_size),
+            "accumulate_grad_batches": int(self.trainer.accumulate_grad_batches),
+        }
+        return {**parts, "effective_batch": math.prod(parts.values())}
 
     def effective_batch(self) -> int:
         """Samples that one optimizer step sees, over all devices and accumulated batches."""
-        source: Any = getattr(self.trainer, "datamodule", None) or self.trainer.train_dataloader
-        return int(source.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        return self.batch()["effective_batch"]
+
+    def _summary(self) -> str:
+        """What the run uses, in a line."""
+        size, processes, accumulated, samples = self.batch().values()
+        steps = "" if math.isinf(self._steps) else f", {self._steps:.0f} steps"
+        warmup, total = self._schedule["warmup"], self._schedule["total"]
+        return (
+            f"{samples} samples a step ({size} x {processes} processes x {accumulated} accumulated){steps}, "
+            f"a warm-up over {warmup / total:.1%}, learning rate up to {self._schedule['peak']:.3g}"
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate: nothing to save, nothing for a resumed run to lose.

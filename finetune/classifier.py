@@ -251,6 +251,7 @@ class Classifier(TrainingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the names of the classes."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["classes"] = self.classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -266,6 +267,7 @@ class Classifier(TrainingModule):
                     f"the checkpoint has {key} {told.get(key)} and the configuration {self.hparams[key]}: "
                     "give the configuration that it was trained by"
                 )
+        super().on_load_checkpoint(checkpoint)
         self.has_weights = True
         self._match_classes(list(checkpoint["classes"]))
 

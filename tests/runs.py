@@ -9,9 +9,13 @@ from bamboo.cli import main
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
+SHORT_WARMUP = ["--model.init_args.recipe.warmup_share", "0.5"]
+"""For runs that are shorter than the warm-up of their file."""
 TINY = [
     *("--model.init_args.shape", '{"depth": 2, "width": 32, "heads": 2}'),
     *("--model.init_args.decoder_shape", '{"depth": 1, "width": 32, "heads": 2}'),
+    *SHORT_WARMUP,
+    *("--model.init_args.recipe.effective_batch", "0"),
     *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
 ]
 

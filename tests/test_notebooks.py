@@ -13,12 +13,12 @@ from nbclient import NotebookClient
 from tests.runs import ROOT
 
 SMALL = {
-    "01_quickstart.ipynb": {"EPOCHS": 1, "SAMPLES": 64},
-    "02_over_smoothing.ipynb": {"EPOCHS": 1, "SAMPLES": 8},
+    "01_quickstart.ipynb": {"EPOCHS": 6, "SAMPLES": 64},
+    "02_over_smoothing.ipynb": {"EPOCHS": 6, "SAMPLES": 8},
     "03_depth_vs_width.ipynb": {
         "SHAPES": [(1, 64), (4, 32)],
         "SEEDS": 1,
-        "EPOCHS": {"pretraining": 1, "fine-tuning": 1, "supervised": 1},
+        "EPOCHS": {"pretraining": 2, "fine-tuning": 1, "supervised": 2},
         "FRACTION": 0.1,
     },
     "04_text.ipynb": {"STEPS": 10},

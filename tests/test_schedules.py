@@ -13,13 +13,16 @@ from lightning.pytorch import Callback
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
 from bamboo.came import CAME
+from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.training import Recipe, build_optimizer, scaled_lr, scheduled_lr
 from tests.interruption import Interruption
-from tests.runs import CONFIGS, ROOT, TINY, fit, last, load, same, scalars
+from tests.runs import CONFIGS, ROOT, SHORT_WARMUP, TINY, fit, last, load, same, scalars
 
 RECIPE = "--model.init_args.recipe"
 LINE = [f"{RECIPE}.schedule", "linear", f"{RECIPE}.base_lr", "1e-3"]
+PLAIN = [word for word in TINY if word not in SHORT_WARMUP]  # the warm-up is that of the file, 5 epochs of 11 steps
+QUICKSTART = ["fit", "--config", str(CONFIGS / "pretrain/quickstart.yaml")]
 EVERY_STEP = ["--trainer.log_every_n_steps", "1"]
 PEAK = scaled_lr(1e-3, 128)
 
@@ -118,11 +121,13 @@ def test_a_recipe_that_cannot_be_is_one_line(options, message):
         ([f"{RECIPE}.optimizer", "adam"], "recipe.optimizer: expected one of ['adamw', 'lars', 'came']"),
         (["--trainer.max_epochs", "-1"], "set trainer.max_epochs, trainer.max_steps or trainer.max_time"),
         (["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:09"], "set recipe.warmup_share"),
+        (["--trainer.max_epochs", "5"], "recipe.warmup_epochs 5 is 55 steps and the whole run 55: lower"),
+        (["--trainer.max_steps", "7"], "recipe.warmup_epochs 5 is 55 steps and the whole run 7: lower"),
     ],
 )
 def test_a_run_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    assert fit(*words) == 2
+    assert main([*QUICKSTART, *PLAIN, *words]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1].startswith("bamboo: error: ")
     assert message in said[-1]
@@ -132,8 +137,9 @@ def test_steps_decide_where_their_end_is_nearer_than_that_of_time(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     # 5 epochs of warm-up (55 steps) are a quarter of the 20 epochs that are asked for.
     budget = ["--trainer.max_epochs", "20", "--trainer.max_time", "10:00:00:00", *EVERY_STEP]
+    interrupt = ["--trainer.callbacks+=tests.interruption.InterruptBefore", "--trainer.callbacks.step=12"]
     with pytest.raises(Interruption):
-        fit(*LINE, *budget, "--trainer.callbacks+=tests.interruption.InterruptBefore", "--trainer.callbacks.step=12")
+        main([*QUICKSTART, *PLAIN, *LINE, *budget, *interrupt])
     rates = scalars(tmp_path / "runs/quickstart/version_0", "train/lr")
     assert rates == pytest.approx({step: PEAK * step / 55 for step in range(12)}, abs=1e-8)
 
@@ -191,7 +197,7 @@ def test_all_processes_follow_the_clock_of_the_first(tmp_path):
         *(*LINE, f"{RECIPE}.warmup_share", "0.5", "--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:03"),
         *("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.callbacks+=tests.test_schedules.SaveRates"),
     ]
-    command = [sys.executable, "-m", "bamboo", "fit", "--config", str(CONFIGS / "pretrain/quickstart.yaml"), *TINY]
+    command = [sys.executable, "-m", "bamboo", *QUICKSTART, *TINY]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

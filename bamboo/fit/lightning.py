@@ -32,7 +32,7 @@ class BambooCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """A section `checkpoint` beside `trainer`, for a callback in a list cannot be changed from the command line."""
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        parser.set_defaults({"checkpoint.filename": "{step}", "checkpoint.save_last": True})
+        parser.set_defaults({"checkpoint.save_top_k": 0, "checkpoint.save_last": True, "checkpoint.filename": "{step}"})
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it was typed: Lightning would put the checkpoint's arguments in its place."""

@@ -82,7 +82,8 @@ def _estimate(study: Study, cell: Cell, speed: float) -> Estimate:
         module, data = parse(config, where)
         parameters = max(parameters, sum(p.numel() for p in module.parameters()))
         per_sample = 3 * cell.shape.flops(_length(data)) if objective.reads_text else module.flops_per_sample()
-        flops += per_sample * _samples(data, config["trainer"], study.train_samples)
+        batch = module.recipe.effective_batch
+        flops += per_sample * _samples(data, config["trainer"], study.train_samples, batch)
     return Estimate(parameters, flops, BYTES * parameters, flops / speed / REACHED)
 
 
@@ -108,11 +109,11 @@ def parse(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     return cli.model, cli.datamodule
 
 
-def _samples(data: Any, trainer: dict[str, Any], known: int | None) -> float:
+def _samples(data: Any, trainer: dict[str, Any], known: int | None, effective_batch: int = 0) -> float:
     """Samples that a training sees: of its steps if their number is given, else of its epochs."""
     steps, accumulated = trainer.get("max_steps", -1), trainer.get("accumulate_grad_batches", 1)
     if steps is not None and steps > 0:
-        return float(steps * accumulated * data.batch_size)
+        return float(steps * (effective_batch or accumulated * data.batch_size))
     try:
         data.setup("fit")
         count = len(data.train_dataloader()) * data.batch_size

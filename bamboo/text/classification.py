@@ -1,7 +1,6 @@
 """The other objective: an encoder that starts from fresh weights and learns to name the class of a text."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from bamboo.errors import InputError
 from bamboo.text.encoder import build_config, build_model
 from bamboo.text.glosses import GlossSubjects
-from bamboo.training import Recipe, TrainingModule, plain
+from bamboo.training import Recipe, TrainingModule, plain_arguments
 
 
 class TextClassification(TrainingModule):
@@ -34,10 +33,9 @@ class TextClassification(TrainingModule):
         pool: Literal["token", "avg"] = "token",
         **encoder: Any,
     ) -> None:
-        # `load_from_checkpoint` hands over the plain values of a checkpoint.
-        super().__init__(Recipe(**recipe) if isinstance(recipe, Mapping) else recipe)
-        options = {key: plain(value) for key, value in encoder.items()}
-        self.save_hyperparameters({"recipe": asdict(self.recipe), "seed": seed, "pool": pool, **options})
+        arguments = plain_arguments(locals(), "encoder")
+        super().__init__(recipe)
+        self.save_hyperparameters(arguments)
         self.seed, self.pool = seed, pool
         self.model = build_model(build_config(**encoder)).base_model
         self.head = nn.Linear(self.model.config.hidden_size, GlossSubjects.num_classes)
@@ -88,9 +86,10 @@ class TextClassification(TrainingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer with the weights."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["tokenizer"] = self.tokenizer_json
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the tokenizer with the weights."""
+        """Take the tokenizer of the run where no data have given one."""
         super().on_load_checkpoint(checkpoint)
-        self.tokenizer_json = checkpoint["tokenizer"]
+        self.tokenizer_json = self.tokenizer_json or checkpoint.get("tokenizer", "")

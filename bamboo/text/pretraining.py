@@ -1,7 +1,6 @@
 """Masked language modelling: the thin Lightning module around `bamboo.text.mlm`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from bamboo.text.encoder import blocks_of, build_config, build_model, longest_se
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import Guesses, documents_of, guess
 from bamboo.text.wordpiece import special_ids
-from bamboo.training import Recipe, TrainingModule, plain
+from bamboo.training import Recipe, TrainingModule, plain_arguments
 
 BERT = Recipe(base_lr=1e-4, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, schedule="linear", warmup_share=0.01)
 """Of Devlin et al. 2019: a warm-up over 1 % of the steps, then a line to zero."""
@@ -50,9 +49,9 @@ class MLMPretraining(TrainingModule):
         grad_checkpointing: bool = False,
         **encoder: Any,
     ) -> None:
+        arguments = plain_arguments(locals(), "encoder")
         super().__init__(recipe)
-        told = {"recipe": asdict(recipe), "seed": seed, "mask_ratio": mask_ratio}
-        self.save_hyperparameters({**told, **{key: plain(value) for key, value in encoder.items()}})
+        self.save_hyperparameters(arguments)
         if not 0 < mask_ratio < 1:
             raise InputError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
         self.seed, self.mask_ratio, self.whole_words = seed, mask_ratio, whole_words
@@ -126,11 +125,13 @@ class MLMPretraining(TrainingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer with the weights."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["tokenizer"] = self.tokenizer_json
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model or tokenizer."""
         super().on_load_checkpoint(checkpoint)
+        self.tokenizer_json = self.tokenizer_json or checkpoint.get("tokenizer", "")
         if checkpoint.get("tokenizer", self.tokenizer_json) != self.tokenizer_json:
             raise InputError("the checkpoint was trained with another tokenizer than the one that made these data")
 

@@ -1,7 +1,6 @@
 """Pretraining of a masked autoencoder: the thin Lightning module around `bamboo.vision.mae`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torchmetrics import MeanMetric, SumMetric
 from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
-from bamboo.training import Recipe, TrainingModule, plain
+from bamboo.training import Recipe, TrainingModule, plain_arguments
 from bamboo.vision.data import ImageData
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pixels import PixelScale
@@ -40,10 +39,9 @@ class MAEPretraining(TrainingModule):
         grad_checkpointing: bool = False,
         **mae: Any,
     ) -> None:
+        arguments = plain_arguments(locals(), "mae")
         super().__init__(recipe)
-        self.save_hyperparameters(
-            {"recipe": asdict(recipe), "seed": seed, "mean": mean, "std": std, **{k: plain(v) for k, v in mae.items()}}
-        )
+        self.save_hyperparameters(arguments)
         self.seed, self.compile_blocks = seed, compile
         self.mae = build_mae(**mae)
         self.mae.encoder.set_grad_checkpointing(grad_checkpointing)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from bamboo.analysis import SimilarityMonitor, State, capture, measures, profile
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
+from bamboo.training import Recipe
 from bamboo.vision.data import Digits
 from bamboo.vision.pretraining import MAEPretraining
 
@@ -112,7 +113,12 @@ def test_training_is_the_same_with_and_without_the_monitor(tmp_path: Path):
 
 def test_pretraining_is_watched_at_its_masked_length(tmp_path: Path):
     module = MAEPretraining(
-        shape=Shape(DEPTH, 32, 4), image_size=16, patch_size=4, in_chans=1, decoder_shape=Shape(1, 16, 4)
+        Recipe(warmup_share=0.5),
+        shape=Shape(DEPTH, 32, 4),
+        image_size=16,
+        patch_size=4,
+        in_chans=1,
+        decoder_shape=Shape(1, 16, 4),
     )
     monitor = SimilarityMonitor(every_n_steps=3, layers=[0, -1])
     train(module, Digits(image_size=16, batch_size=8), tmp_path, monitor, accumulate_grad_batches=2)

@@ -23,6 +23,7 @@ from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.knn import collect, mean_patch_features
 from bamboo.finetune.probing import LayerFeatures, layer_features, probe_accuracies
 from bamboo.shapes import Patches, find_shape
+from bamboo.training import Recipe
 from bamboo.vision.encoder import build_encoder
 from bamboo.vision.pixels import PixelScale
 
@@ -62,7 +63,14 @@ class Clock(Callback):
 
 def ours(shape: str, **options: Any) -> list[float]:
     """Seconds of steps of our module under Lightning."""
-    recipe = {"drop_path": 0.1, "layer_decay": 0.65, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}
+    recipe: dict[str, Any] = {
+        "recipe": Recipe(warmup_share=0.1),
+        "drop_path": 0.1,
+        "layer_decay": 0.65,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "label_smoothing": 0.1,
+    }
     module = Classifier(1000, "scratch", shape, SIDE, 16, **{**recipe, **options})
     return run(module, Images()).seconds
 
@@ -138,7 +146,9 @@ def pass_ratios(rounds: int = 5) -> dict[str, float]:
 
 def cache_gain(images: int = 512) -> float:
     """Seconds of an epoch of a linear probe that runs its frozen encoder over those on cached features, vit-tiny."""
-    module = Classifier(10, "scratch", "vit-tiny", SIDE, 16, pool="token", freeze=True, batch_norm=True)
+    module = Classifier(
+        10, "scratch", "vit-tiny", SIDE, 16, pool="token", freeze=True, batch_norm=True, recipe=Recipe(warmup_share=0.1)
+    )
     steps = images // BATCH
     seconds = run(module, Images(10, steps)).seconds
     generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,8 @@ from tests.runs import CONFIGS
 SIZES = [
     *("--model.init_args.shape", '{"depth": 2, "width": 32, "heads": 2}'),
     *("--model.init_args.image_size", "16", "--data.init_args.image_size", "16"),
+    *("--model.init_args.recipe.warmup_share", "0.5"),  # for runs shorter than the warm-up of their file
+    *("--model.init_args.recipe.effective_batch", "0"),
     *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
 ]
 SHORT = ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]

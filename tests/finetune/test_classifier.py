@@ -14,6 +14,7 @@ from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.ema import EMA
+from bamboo.training import Recipe
 from bamboo.vision.data import Digits
 from tests.finetune.runs import SHORT, SIZES, last, run
 from tests.interruption import Interruption
@@ -27,6 +28,7 @@ MIXED = [
     *("--trainer.callbacks+=bamboo.finetune.ema.EMA", "--trainer.callbacks.decay", "0.9"),
 ]
 TINY = {"shape": {"depth": 2, "width": 32, "heads": 2}, "image_size": 16, "patch_size": 4, "in_chans": 1}
+WARMING = Recipe(warmup_share=0.5)
 
 
 def interrupt_before(step):
@@ -106,7 +108,7 @@ def test_validation_counts_every_sample_once_and_is_that_of_the_average(uninterr
 
 
 def test_validation_within_a_run_is_that_of_the_average_too(tmp_path):
-    average, module = EMA(decay=0.5), Classifier(10, "scratch", **TINY)
+    average, module = EMA(decay=0.5), Classifier(10, "scratch", **TINY, recipe=WARMING)
     trainer = quiet(max_epochs=1, limit_train_batches=4, callbacks=[average], num_sanity_val_steps=0)
     trainer.fit(module, datamodule=Digits(image_size=16, batch_size=100))
     during = {key: float(value) for key, value in trainer.callback_metrics.items() if key in ("val/top1", "val/loss")}
@@ -115,7 +117,7 @@ def test_validation_within_a_run_is_that_of_the_average_too(tmp_path):
 
 
 def test_the_average_is_the_closed_form():
-    module, seen = Classifier(10, "scratch", **TINY), []
+    module, seen = Classifier(10, "scratch", **TINY, recipe=WARMING), []
 
     class Watch(EMA):
         def on_train_batch_end(self, trainer, pl_module, *args):
@@ -165,7 +167,8 @@ def test_batches_may_be_empty_in_evaluation():
 @pytest.mark.parametrize("pool", ["avg", "token", "map"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_with_freeze_what_stands_above_the_encoder_alone_is_trained(pool, batch_norm):
-    module = Classifier(10, "scratch", **TINY, pool=pool, freeze=True, batch_norm=batch_norm, head_init_std=0.01)
+    head = {"pool": pool, "freeze": True, "batch_norm": batch_norm, "head_init_std": 0.01}
+    module = Classifier(10, "scratch", **TINY, **head, recipe=WARMING)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     trainer = quiet(max_epochs=1, limit_train_batches=2, limit_val_batches=0)
     trainer.fit(module, datamodule=Digits(image_size=16, batch_size=100))

@@ -28,19 +28,13 @@ def test_there_is_one_of_each_family_for_every_shape_that_is_pretrained():
 
 
 @pytest.mark.parametrize("path", SHAPED, ids=lambda path: path.stem)
-def test_a_configuration_says_its_shape_and_the_recipe_of_its_size(path):
-    family, _, name = path.stem.partition("_")
+def test_a_configuration_says_its_shape(path):
+    _, _, name = path.stem.partition("_")
     told, name = settings(path), name.replace("_", "-")
-    model, size = told["model"]["init_args"], name.rpartition("-")[2]
+    model = told["model"]["init_args"]
     assert model["shape"] == name
     assert model["patch_size"] == default_patch_size(name)
     assert told["trainer"]["logger"]["init_args"]["name"].endswith(name)
-    if family == "imagenet":  # the published table
-        recipe = model["recipe"]
-        found = (told["trainer"]["max_epochs"], recipe["base_lr"], model["layer_decay"], model["drop_path"])
-        expected = {"base": (100, 5e-4, 0.65, 0.1), "large": (50, 1e-3, 0.75, 0.2), "huge": (50, 1e-3, 0.75, 0.3)}
-        assert found == expected[size]
-        assert model["layer_decay_depth"] == SHAPES[f"vit-{size}"].depth
 
 
 @pytest.mark.parametrize("name", ["digits", "linear_digits", "scratch_digits"])

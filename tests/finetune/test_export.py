@@ -38,7 +38,7 @@ def root(tmp_path_factory):
 def train(root: Path, out: Path, callbacks: tuple = (), **kwargs) -> tuple[Path, Classifier]:
     """A checkpoint of two steps from random weights, and the module, in which an average has taken their place."""
     torch.manual_seed(0)
-    module = Classifier(10, "scratch", **{**SIZES, "head_init_std": 0.1, **kwargs})
+    module = Classifier(10, "scratch", **{**SIZES, "head_init_std": 0.1, "recipe": Recipe(warmup_share=0.5), **kwargs})
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -145,7 +145,7 @@ def test_a_study_killed_at_random_moments_ends_in_the_same_tables(out, tmp_path)
 
 def test_a_failed_cell_is_reported_does_not_stop_the_others_and_is_tried_again_only_if_asked(tmp_path, capsys):
     settings = SUPERVISED["set"]
-    hot = {"model": {"init_args": {**settings["model"]["init_args"], "recipe": {"base_lr": 1e30, "warmup_epochs": 0}}}}
+    hot = {"model": {"init_args": {**settings["model"]["init_args"], "recipe": {"base_lr": 1e30, "warmup_share": 0.0}}}}
     objectives = {
         "hot": {**SUPERVISED, "set": {**settings, **hot}},
         "dying": {**SUPERVISED, "set": {**settings, "trainer": {**settings["trainer"], "callbacks": DYING}}},

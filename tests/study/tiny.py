@@ -11,12 +11,14 @@ from bamboo.study.spec import Study
 from tests.runs import CONFIGS
 
 SHAPES = [{"depth": 2, "width": 64, "heads": 2}, {"depth": 8, "width": 32, "heads": 1}]
-SMALL = {"init_args": {"image_size": 16}}
+DECODER = {"depth": 1, "width": 32, "heads": 1}
+SHORT = {"warmup_share": 0.5}
+SMALL = {"init_args": {"image_size": 16, "recipe": SHORT}}
 SUPERVISED = {
     "kind": "supervised",
     "config": str(CONFIGS / "finetune/scratch_digits.yaml"),
     "set": {
-        "model": {"init_args": {"image_size": 16, "pool": "token"}},
+        "model": {"init_args": {"image_size": 16, "pool": "token", "recipe": SHORT}},
         "data": {"init_args": {"batch_size": 32}},
         "trainer": {"max_epochs": 1, "max_steps": 4},
         "checkpoint": {"every_n_train_steps": 1},
@@ -26,7 +28,7 @@ MAE = {
     "kind": "masked",
     "config": str(CONFIGS / "pretrain/quickstart.yaml"),
     "set": {
-        "model": {"init_args": {"image_size": 16, "decoder_shape": {"depth": 1, "width": 32, "heads": 1}}},
+        "model": {"init_args": {"image_size": 16, "decoder_shape": DECODER, "recipe": SHORT}},
         "data": {"init_args": {"batch_size": 32}},
         "trainer": {"max_epochs": 1, "max_steps": 4},
         "checkpoint": {"every_n_train_steps": 1},

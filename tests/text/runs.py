@@ -7,6 +7,7 @@ from tests.runs import CONFIGS
 
 TINY = [
     *("--model.init_args.shape", '{"depth": 2, "width": 32, "heads": 2}'),
+    *("--model.init_args.recipe.effective_batch", "0"),
     *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
 ]
 
