@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from bamboo.cli import main
-from bamboo.cli.compose import compose
+from bamboo.fit.compose import compose
 from bamboo.finetune.glue.tasks import TASKS
 from bamboo.shapes import SHAPES
 from bamboo.text.encoder import build_config

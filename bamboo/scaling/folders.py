@@ -82,7 +82,8 @@ def _trained(folder: Path, checkpoint: dict[str, Any], curves: Curves, steps: in
             f"{folder}: its checkpoint says nothing of shape and recipe: give runs of bamboo fit, or a CSV"
         )
     rate = arguments["recipe"]["base_lr"]
-    batch = _effective_batch(config, rate, max((lr for _, lr in curves.get("train/lr", ())), default=0.0))
+    peak = max((lr for _, lr in curves.get("train/lr", ())), default=0.0)
+    batch = checkpoint.get("batch", {}).get("effective_batch") or _effective_batch(config, rate, peak)
     seed = config.get("seed_everything")
     return {
         "parameters": find_shape(arguments["shape"]).parameters,

@@ -38,6 +38,8 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, 
     ]
     if stage == "train":
         parts += [at(axis_key(name), value) for name, value in cell.axes]
+        if "batch_size" in dict(cell.axes):  # which a recipe's own batch would undo by accumulation
+            parts.append(at("model.init_args.recipe.effective_batch", 0))
     else:
         parts.append(at("model.init_args.encoder", str(checkpoint(folder, "train"))))
     parts.append(at("trainer.enable_progress_bar", False))

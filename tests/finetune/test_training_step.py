@@ -112,7 +112,7 @@ def test_a_module_comes_back_from_its_checkpoint_with_the_recipe_of_its_run(tmp_
         **{"drop_path": 0.2, "layer_decay": 0.75, "layer_decay_depth": 24, "head_init_std": 0.01, "seed": 7},
         **{"mixup": 0.4, "cutmix": 0.6, "label_smoothing": 0.2, "pool": "map", "grad_checkpointing": True},
         **{"mean": [0.25], "std": [0.125], "layer_norm_eps": 1e-5},
-        "recipe": Recipe(base_lr=0.1, min_lr=0.01, warmup_epochs=3, weight_decay=0.2, betas=(0.8, 0.9)),
+        "recipe": Recipe(base_lr=0.1, min_lr=0.01, warmup_share=0.25, weight_decay=0.2, betas=(0.8, 0.9)),
     }
     module = classifier(**told)
     trainer = Trainer(accelerator="cpu", max_steps=0, logger=False, enable_progress_bar=False)

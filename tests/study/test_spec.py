@@ -1,5 +1,7 @@
 """A study file is read strictly, and its grid is what it says."""
 
+from dataclasses import replace
+
 import pytest
 
 from bamboo.cli import main
@@ -7,6 +9,7 @@ from bamboo.errors import InputError
 from bamboo.study.axes import add_axes
 from bamboo.study.reading import read_study, study_of
 from bamboo.study.runner import load_stored, store
+from bamboo.study.running import run_config
 from tests.conftest import write_images
 from tests.runs import CONFIGS
 
@@ -42,6 +45,17 @@ def test_an_axis_multiplies_the_objectives_that_have_its_key(tmp_path):
 
 def test_an_axis_without_values_is_half_once_and_twice_what_is_configured(tmp_path):
     assert add_axes(tiny(tmp_path), ["batch_size"]).axes == {"batch_size": (16, 32, 64)}
+
+
+def test_sizes_of_batches_are_compared_as_they_are(tmp_path):
+    study = tiny(tmp_path)
+    recipe = study.objectives["supervised"].config["model"]["init_args"]["recipe"]
+    recipe["effective_batch"] = 64
+    for axes, effective in (({}, 64), ({"batch_size": (16, 32)}, 0)):
+        cell = replace(study, axes=axes).cells()[-1]
+        assert (
+            run_config(study, cell, tmp_path, "train")["model"]["init_args"]["recipe"]["effective_batch"] == effective
+        )
 
 
 def test_a_stored_study_is_read_back_whole(tmp_path):
