@@ -291,7 +291,7 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a step of the run consists of."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             checkpoint["batch"] = self.batch()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from bamboo.cli import main
-from bamboo.fit.compose import compose
 from bamboo.finetune.glue.tasks import TASKS
+from bamboo.fit.compose import compose
 from bamboo.shapes import SHAPES
 from bamboo.text.encoder import build_config
 from bamboo.training import Recipe
