@@ -212,6 +212,7 @@ class GlueClassifier(TrainingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer, so that the checkpoint is read without the encoder."""
+        super().on_save_checkpoint(checkpoint)
         if self.tokenizer is not None:
             checkpoint.update(tokenizer_state(self.tokenizer))
 
