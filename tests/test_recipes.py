@@ -165,12 +165,13 @@ def text_tables():
         yield f"pretrain/text_{name}", merged(TEXT, {"model": {"shape": shape}}, *parts)
     for task in TASKS:
         yield f"finetune/glue/{task}", merged(GLUE, {"model": {"task": task}, "data": {"task": task}})
+    yield "finetune/texts", merged(GLUE, {"model": {"task": "texts"}})
 
 
 TABLE = {**dict(image_tables()), **dict(text_tables())}
 OF_NO_RECIPE = {
-    "model": {"seed", "compile", "encoder", "num_classes", "recipe"},
-    "data": {"seed", "root", "num_workers"},
+    "model": {"seed", "compile", "encoder", "num_classes", "classes", "recipe"},
+    "data": {"seed", "root", "num_workers", "train", "val", "predict", "task"},
     "trainer": {"log_every_n_steps", "num_sanity_val_steps", "logger", "plugins", "callbacks", "val_check_interval"}
     | {"check_val_every_n_epoch"},
 }
