@@ -13,7 +13,7 @@ from tests.finetune.runs import last, pretrain, run
 from tests.runs import CONFIGS, ROOT
 
 FILES = sorted((CONFIGS / "finetune").glob("[a-z]*.yaml"))
-SHAPED = [path for path in FILES if not path.stem.endswith(("digits", "glosses"))]
+SHAPED = [path for path in FILES if not path.stem.endswith(("digits", "glosses", "texts"))]
 FAMILIES = ("imagenet", "linear", "attentive", "scratch")
 
 
