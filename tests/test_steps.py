@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -209,7 +210,7 @@ class Watch(Callback):
     ("build", "options"),
     [
         (tiny_mae, {}),
-        (tiny_mae, {"decoder": "cross", "mix_layers": True, "recipe": Recipe(optimizer="came", betas=(0.9, 0.99))}),
+        (tiny_mae, {"decoder": "cross", "mix_layers": True, "recipe": replace(NO_WARM_UP, optimizer="came")}),
         (tiny_classifier, {"drop_path": 0.5, "layer_decay": 0.75}),
     ],
 )
