@@ -21,6 +21,7 @@ from bamboo.text.checkpoints import save_text
 
 from .classifier import GlueClassifier, in_order, measure
 from .data import GlueData
+from .encoders import quiet
 from .metrics import headline
 from .recipes import CLIP, Setting
 
@@ -143,7 +144,8 @@ def run_cell(plan: Plan, cell: Cell, out: Path, gpu: int | None = None, report: 
         "seconds": time.perf_counter() - start,
     }
     if plan.keep_models or (plan.from_mnli and cell.task == "mnli"):
-        save_text(module.model, module.tokenizer, cell.model(out))
+        with quiet():
+            save_text(module.model, module.tokenizer, cell.model(out))
     write_json(cell.path(out), scores)
     return scores
 

@@ -63,7 +63,7 @@ def open_encoder(
     if dropout is not None and not 0 <= dropout < 1:
         raise InputError(f"dropout must be a share of one, got {dropout}")
     names = tuple(classes) or tuple(f"LABEL_{number}" for number in range(labels))
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         opened = _open(_name(source), names, dropout)
     config = opened.model.config
@@ -227,8 +227,8 @@ def _new_weights(new: set[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and tables of weights: what matters of them is in the notes."""
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and tables of weights: the notes of `TextEncoder` say what matters."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -41,7 +41,12 @@ def compute(task: Task, predictions: Values, labels: Values) -> dict[str, float]
 
 
 def headline(task: Task, scores: Mapping[str, Mapping[str, float]]) -> float:
-    """The task's one number, as `Task.headline` says it: the mean over splits of the mean over metrics.
+    """The task's one number: the mean over splits of the mean over metrics.
+
+    It is the benchmark's own counting: the unweighted mean of a task's metrics (F1 and accuracy of MRPC and QQP,
+    Pearson and Spearman of STS-B), and of the matched and mismatched sets of MNLI. Others count otherwise: BERT's
+    table, for one, takes F1 alone for MRPC and QQP, and Spearman alone for STS-B. The paper this project is about
+    says no more than "average over 8 datasets".
 
     Args:
         task: of GLUE.

@@ -25,9 +25,6 @@ class Setting:
         if min(self.lr, self.batch_size, self.epochs) <= 0:
             raise InputError(f"lr, batch_size and epochs must be positive, got {self}")
 
-    def __str__(self) -> str:
-        return f"lr {self.lr:g}, batch {self.batch_size}, {self.epochs} epochs"
-
     @property
     def recipe(self) -> Recipe:
         """AdamW without weight decay, a linear warm-up over a tenth of training and a cosine to 0.

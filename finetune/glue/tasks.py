@@ -59,11 +59,6 @@ class Task:
         return max(len(self.labels), 1)
 
     @property
-    def train_size(self) -> int:
-        """Official number of training examples."""
-        return self.rows["train"]
-
-    @property
     def eval_splits(self) -> tuple[str, ...]:
         """The splits that have labels and are not trained on."""
         return tuple(split for split in self.rows if split.startswith("dev"))
@@ -72,19 +67,6 @@ class Task:
     def test_splits(self) -> tuple[str, ...]:
         """The splits whose labels the benchmark keeps to itself."""
         return tuple(split for split in self.rows if split.startswith("test"))
-
-    @property
-    def headline(self) -> str:
-        """How the task's one number is formed, in words.
-
-        It is the benchmark's own counting: the unweighted mean of a task's metrics (F1 and accuracy of MRPC and QQP,
-        Pearson and Spearman of STS-B), and of the matched and mismatched sets of MNLI. Others count otherwise: BERT's
-        table, for one, takes F1 alone for MRPC and QQP, and Spearman alone for STS-B. The paper this project is about
-        says no more than "average over 8 datasets".
-        """
-        parts = [split.removeprefix("dev_") for split in self.eval_splits if split != "dev"] or list(self.metrics)
-        kind = f" {self.metrics[0]}" if "dev" not in self.rows else ""
-        return f"mean of {' and '.join(parts)}{kind}" if len(parts) > 1 else parts[0]
 
 
 _PAIR = ("sentence1", "sentence2")

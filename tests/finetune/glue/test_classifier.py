@@ -128,8 +128,9 @@ def test_the_loss_is_that_of_transformers(encoder, name):
     assert float(logs["padding"]) == pytest.approx(1 - float(batch["attention_mask"].double().mean()))
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_a_tiny_encoder_overfits_64_examples(encoder, tmp_path, task):
+@pytest.mark.parametrize("name", ["cola", "stsb", "mnli"])  # two classes, a number, three classes of pairs
+def test_a_tiny_encoder_overfits_64_examples(encoder, tmp_path, name):
+    task = TASKS[name]
     data = write_data(tmp_path / "data", (64, 4, 1), [task.name], memorise=True)
     recipe = Setting(lr=2e-3).recipe
     module, examples = GlueClassifier(encoder, task.name, dropout=0.0, recipe=recipe), GlueData(data, task.name)

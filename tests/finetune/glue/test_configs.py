@@ -1,5 +1,7 @@
 """Every task has a configuration, all by one recipe, and each of them trains and evaluates."""
 
+import csv
+import math
 import re
 
 import pytest
@@ -46,7 +48,7 @@ def test_a_configuration_says_its_task_and_the_recipe_of_the_sweep(path):
     assert told["trainer"]["gradient_clip_val"] == CLIP
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["cola", "stsb", "mnli"])  # a class, a number, two sets to evaluate on
 def test_a_configuration_trains_and_evaluates(name, encoder, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("fit", name, encoder, data, "--trainer.max_epochs", "1") == 0
@@ -54,7 +56,7 @@ def test_a_configuration_trains_and_evaluates(name, encoder, data, tmp_path, mon
     last = folder / "checkpoints" / "last.ckpt"
     assert load(last)["global_step"] == 2  # 32 examples
     assert (folder / "config.yaml").is_file()
-    assert 0 <= min(scalars(folder, "train/padding").values()) < 0.5
+    assert min(scalars(folder, "train/padding").values()) < 0.5
     (score,) = scalars(folder, "val/score").values()
     capsys.readouterr()
     assert run("validate", name, encoder, data, "--ckpt_path", str(last)) == 0
@@ -63,6 +65,14 @@ def test_a_configuration_trains_and_evaluates(name, encoder, data, tmp_path, mon
         for split in TASKS[name].eval_splits:
             assert f"val/{metric}{split.removeprefix('dev')}" in printed
     assert float(re.search(r"val/score[│\s]+(\S+)", printed)[1]) == pytest.approx(score, abs=1e-6, nan_ok=True)
+
+    assert run("predict", name, last, data) == 0
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    splits = {"mnli": ["test_matched", "test_mismatched", "ax"]}.get(name, ["test"])
+    assert [(row["split"], row["id"]) for row in rows] == [(split, str(n)) for split in splits for n in range(10)]
+    known = TASKS[name].labels
+    assert all(row["predicted"] in known if known else math.isfinite(float(row["predicted"])) for row in rows)
 
 
 def test_without_an_encoder_it_is_one_line(data, tmp_path, monkeypatch, capsys):
