@@ -103,7 +103,7 @@ class GlueClassifier(TrainingModule):
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, labels) in fp32 of a batch of tokens, see `bamboo.finetune.glue.batches.Batches`."""
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch]
-        logits: Tensor = self.model(**{name: batch[name] for name in names}).logits
+        logits: Tensor = self.model(**{name: batch[name].long() for name in names}).logits  # XLNet subtracts its mask
         return logits.float()
 
     def compute(self, batch: Mapping[str, Tensor], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,8 +126,8 @@ class GlueClassifier(TrainingModule):
         """Start the sums of the loss anew."""
         self._losses = torch.zeros(2)
 
-    def on_train_end(self) -> None:
-        """From here on the head is one that has been trained."""
+    def on_fit_start(self) -> None:
+        """From here on the head is one that is trained."""
         self.has_head = True
 
     def check_converged(self) -> None:
@@ -203,7 +203,17 @@ class GlueClassifier(TrainingModule):
                 f"the model is for {self.task.name} and the data are {data.task.name}: "
                 "set model.init_args.task and data.init_args.task alike"
             )
-        if stage != "fit" and not self.has_head and not self.trainer.ckpt_path:
+
+    def on_validation_start(self) -> None:
+        """Refuse a head that nothing has trained."""
+        self._check_head()
+
+    def on_predict_start(self) -> None:
+        """Refuse a head that nothing has trained."""
+        self._check_head()
+
+    def _check_head(self) -> None:
+        if not self.has_head:
             wanted, there = self.task.labels or ("a score",), head_classes(self.source) or ("none",)
             raise InputError(
                 f"{self.source} has no head for {', '.join(wanted)}: its classes are {', '.join(there)}; "
@@ -219,6 +229,7 @@ class GlueClassifier(TrainingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the tokenizer from the run. Raises `InputError` for a checkpoint of another model or other classes."""
         super().on_load_checkpoint(checkpoint)
+        self.has_head = True
         config = checkpoint.get("hyper_parameters", {}).get("model_config")
         if config is None:  # of a version that kept none
             return

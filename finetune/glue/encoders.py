@@ -212,7 +212,8 @@ def longest_text(config: PreTrainedConfig) -> int | None:
     """Tokens that a text may have at most; None where positions do not end."""
     from bamboo.text.encoder import longest_sequence
 
-    return longest_sequence(config) if getattr(config, "max_position_embeddings", None) else None
+    # XLNet's is -1.
+    return longest_sequence(config) if (getattr(config, "max_position_embeddings", None) or 0) > 0 else None
 
 
 def tells_pairs_apart(config: PreTrainedConfig) -> bool:

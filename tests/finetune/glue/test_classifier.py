@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 import os
 import random
 import subprocess
@@ -82,6 +83,25 @@ def test_predictions_come_in_the_order_of_the_split(encoder, data):
     with torch.no_grad():
         expected = [int(module(batches[[number]]).argmax()) for number in range(len(batches))]
     assert found["predicted"].tolist() == expected
+
+
+def test_a_run_has_diverged_where_it_ends_far_above_its_first_step_or_with_weights_that_are_no_numbers(encoder, data):
+    module = GlueClassifier(encoder, "cola")
+    Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(module, GlueData(data, "cola"))
+    first = float(module._first)
+    assert first >= math.log(2) - 1e-6  # that of zero logits at least
+    module._losses = torch.tensor([3 * 1.9 * first, 3])
+    module.check_converged()
+    for last in (2.1 * first, math.nan, math.inf):
+        module._losses = torch.tensor([3 * last, 3])
+        with pytest.raises(
+            InputError, match=r"diverged: a loss of 0\.\d+ in the first step, and \S+ in the last epoch"
+        ):
+            module.check_converged()
+    with torch.no_grad():
+        module.model.classifier.bias[1] = math.inf
+    with pytest.raises(InputError, match=r"diverged: classifier.bias is not finite"):
+        module.check_converged()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "xlnet"])
