@@ -91,6 +91,7 @@ def test_runs_of_bamboo_fit_are_read_as_they_were_trained(trained, tmp_path):
     assert run.learning_rate == pytest.approx(4e-3)
     assert run.data == 6 * 256
     assert run.parameters == Shape(2, 32, 2).parameters
+    assert run.compute == 6 * run.parameters * run.data * (16 + 1)  # of 64 patches 16 are visible, and a class token
     assert run.loss == pytest.approx(scalars(trained, "val/loss")[5])
     assert run.seed == 0
     with pytest.raises(InputError, match=r"logged no val/nothing: name one of .*val/loss"):
