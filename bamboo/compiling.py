@@ -1,12 +1,12 @@
 """Compiled blocks: one graph for all blocks that are built alike, in training alone."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 
-def compile_in_training(blocks: Iterable[nn.Module], backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_in_training(blocks: Iterable[nn.Module], backend: str = "inductor") -> None:
     """Compile blocks in place, which leaves the names of their weights alone; in evaluation they run as they are.
 
     All blocks of one class share their graphs, of which there may be few (`torch._dynamo.config.recompile_limit`):
