@@ -81,16 +81,16 @@ def open_model(text: str, image_size: int | None = None, seed: int = 0, blocks: 
 
 def split_label(text: str) -> tuple[str, str]:
     """The label and the source of `label=source`; a path that exists as it stands has no label, whatever is in it."""
-    label, found, source = text.partition("=")
-    return (label, source) if found and not Path(text).exists() and "/" not in label else ("", text)
+    label, equals, source = text.partition("=")
+    return (label, source) if equals and not Path(text).exists() and "/" not in label else ("", text)
 
 
 def name_of(source: str) -> str:
     """A short label for a source: the last part of its name, or of its path with the folder that says whose it is."""
-    kind, found, rest = source.partition(":")
-    if found and kind in ("timm", "hf") and not Path(rest.removesuffix(RANDOM)).exists():
+    scheme, colon, rest = source.partition(":")
+    if colon and scheme in ("timm", "hf") and not Path(rest.removesuffix(RANDOM)).exists():
         return rest
-    path = Path(rest if found else source)
+    path = Path(rest if colon else source)
     return f"{path.parent.name}/{path.stem}" if path.stem in ("last", "model", "best", "checkpoint") else path.stem
 
 

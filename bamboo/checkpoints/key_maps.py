@@ -86,14 +86,14 @@ def from_timm(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
 def from_huggingface(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
     """Tensors of a Hugging Face ViT, ViTMAE or BEiT under Bamboo's names, and the new name of each key."""
     names = {key: _rename(key, _FROM_HUGGINGFACE) for key in tensors}
-    thirds: dict[str, Tensors] = defaultdict(dict)
+    parts: dict[str, Tensors] = defaultdict(dict)  # by name: q, k and v, or the whole tensor under an empty key
     for key, tensor in tensors.items():
-        third = re.search(r"\.([qkv])(uery|ey|alue|_proj)\.", key)
-        thirds[names[key]][third[1] if third else ""] = tensor
-    for name, found in thirds.items():
+        match = re.search(r"\.([qkv])(uery|ey|alue|_proj)\.", key)
+        parts[names[key]][match[1] if match else ""] = tensor
+    for name, qkv in parts.items():
         if name.endswith(".attn.qkv.bias"):  # BEiT's keys have none: it would add the same to all scores of a query
-            found.setdefault("k", torch.zeros_like(found["q"]))
-    return {name: torch.cat([found[i] for i in sorted(found, key="qkv".find)]) for name, found in thirds.items()}, names
+            qkv.setdefault("k", torch.zeros_like(qkv["q"]))
+    return {name: torch.cat([qkv[part] for part in sorted(qkv, key="qkv".find)]) for name, qkv in parts.items()}, names
 
 
 def to_huggingface(tensors: Tensors) -> Tensors:
