@@ -33,7 +33,7 @@ def scaling(
             raise InputError(f"{name} must be at least {least}, got {value}")
     table, skipped = read_runs(runs, loss)
     print(f"{len(table)} finished runs", *(f"left out: {line}" for line in skipped), sep="\n")
-    report = analyse(table, holdout, resamples, seed, progress=True)
+    report = analyse(table, holdout, resamples, seed)
     paths = report.save(out)
     for name, figure in draw_all(report):
         paths += save_figure(figure, out / name)

@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
 from bamboo.errors import InputError
+from bamboo.files import read_file
+from bamboo.shapes import Patches, find_shape
+from bamboo.training import scaled_lr
 
 Row = dict[str, Any]
 Curves = dict[str, list[tuple[int, float]]]
@@ -37,31 +43,23 @@ def read_folder(folder: Path, loss: str) -> tuple[list[Row], list[str]]:
 
 
 def _read_cell(folder: Path) -> Row | str:
-    if not (folder / "result.json").is_file():
-        return f"{folder}: it failed, {_read_json(folder / 'failed.json').get('reason', 'for no known reason')}"
-    result = _read_json(folder / "result.json")
-    loss = result.get("numbers", {}).get("loss")
-    if loss is None:
-        return f"{folder}: its objective, {result.get('objective')}, has no masked loss"
-    from bamboo.files import read_file
-
-    checkpoint, logs = read_file(folder / "train" / "last.ckpt"), folder / "train" / "logs"
-    row = _trained(logs, checkpoint, _read_curves(logs), checkpoint["global_step"])
-    return {**row, "loss": loss, "seed": result["seed"], "objective": result["objective"], "name": str(folder)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    path = next(path for name in ("result", "failed") if (path := folder / f"{name}.json").is_file())
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        result = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is cut short or no JSON object: let the study write it again") from error
+    if path.name == "failed.json":
+        return f"{folder}: it failed, {result.get('reason', 'for no known reason')}"
+    if result.get("numbers", {}).get("loss") is None:
+        return f"{folder}: its objective, {result.get('objective')}, has no masked loss"
+    checkpoint, logs = read_file(folder / "train" / "last.ckpt"), folder / "train" / "logs"
+    row = _trained(logs, checkpoint, _read_curves(logs), checkpoint["global_step"])
+    row |= {"loss": result["numbers"]["loss"], "seed": result["seed"], "objective": result["objective"]}
+    return {**row, "name": str(folder)}
 
 
 def _read_fit(folder: Path, loss: str) -> Row | str:
-    from bamboo.files import read_file
-
-    checkpoint = read_file(folder / "checkpoints" / "last.ckpt")
-    curves = _read_curves(folder)
+    checkpoint, curves = read_file(folder / "checkpoints" / "last.ckpt"), _read_curves(folder)
     if not _ended(checkpoint, _read_config(folder / "config.yaml")["trainer"]):
         return f"{folder}: it is not finished, it stopped at step {checkpoint['global_step']}"
     if loss not in curves:
@@ -73,14 +71,9 @@ def _read_fit(folder: Path, loss: str) -> Row | str:
 
 def _trained(folder: Path, checkpoint: dict[str, Any], curves: Curves, steps: int) -> Row:
     """What the configuration in a folder of logs and a checkpoint say of the first steps of a run, but for its loss."""
-    from bamboo.shapes import find_shape
-    from bamboo.training import scaled_lr
-
     config, arguments = _read_config(folder / "config.yaml"), checkpoint.get("hyper_parameters", {})
     if "shape" not in arguments or "recipe" not in arguments:
-        raise InputError(
-            f"{folder}: its checkpoint says nothing of shape and recipe: give runs of bamboo fit, or a CSV"
-        )
+        raise InputError(f"{folder}: its checkpoint names no shape and recipe: give runs of bamboo fit, or a CSV")
     rate = arguments["recipe"]["base_lr"]
     peak = max((lr for _, lr in curves.get("train/lr", ())), default=0.0)
     batch = checkpoint.get("batch", {}).get("effective_batch") or _effective_batch(config, rate, peak)
@@ -97,8 +90,6 @@ def _trained(folder: Path, checkpoint: dict[str, Any], curves: Curves, steps: in
 
 def _tokens(arguments: dict[str, Any], data: dict[str, Any]) -> int:
     """Tokens of a sample that the blocks of the encoder read: of an image the visible patches and the class token."""
-    from bamboo.shapes import Patches
-
     if "block_length" in data:
         return int(data["block_length"])
     patches = Patches.of(arguments.get("image_size", 224), arguments.get("patch_size", 16))
@@ -106,8 +97,6 @@ def _tokens(arguments: dict[str, Any], data: dict[str, Any]) -> int:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         config = yaml.safe_load(path.read_text())
         return {**config, "trainer": dict(config["trainer"]), "data": dict(config["data"]["init_args"])}
@@ -126,10 +115,6 @@ def _ended(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
 
 def _read_curves(folder: Path) -> Curves:
     """All that a run logged to TensorBoard: step and value, by tag."""
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-        EventAccumulator,
-    )
-
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

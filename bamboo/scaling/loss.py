@@ -15,6 +15,7 @@ from bamboo.errors import InputError
 from .bootstrap import Array, Estimate, Indices, estimate, resample
 from .runs import cells, near
 
+PREDICTED = ("predicted", "low", "high", "error_percent")
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 EXPONENTS = (0.01, 3.0)  # between these a fitted exponent is looked for
 FLOOR = -12.0  # log of the smallest share of the loss that a term may have
@@ -83,9 +84,7 @@ def _law(constants: Array, n: Any, d: Any) -> Array:
     return np.asarray(e + np.exp(np.log(a) - alpha * np.log(n)) + np.exp(np.log(b) - beta * np.log(d)))
 
 
-def fit_loss(
-    runs: pd.DataFrame, resamples: int = 400, seed: int = 0, delta: float = 1e-3, progress: bool = False
-) -> LossFit:
+def fit_loss(runs: pd.DataFrame, resamples: int = 400, seed: int = 0, delta: float = 1e-3) -> LossFit:
     """Fit the law to runs, which should differ in N and D alone (see `tuned`).
 
     As in approach 3 of Hoffmann et al. 2022: the Huber loss of log L, by L-BFGS from a grid of starts. Sizes are taken
@@ -97,7 +96,6 @@ def fit_loss(
         resamples: number of bootstrap resamples.
         seed: of the bootstrap.
         delta: where the Huber loss turns from quadratic to linear, in units of log L.
-        progress: show a progress bar.
 
     Raises:
         InputError: for too few runs, sizes or amounts of data, saying what is needed.
@@ -112,10 +110,10 @@ def fit_loss(
 
     ends: list[Array] = []
     best = STARTS + np.median(points[:, 2]) * np.array([1, 1, 1, 0, 0])
-    for draw in tqdm(resample(len(runs), resamples, enough, seed), "bootstrap", unit=" fits", disable=not progress):
-        found = _follow(points[draw], _follow(points[draw], best, max(delta, COARSE)), delta)
-        best = best if ends else found  # resampled runs start where all runs end
-        ends.append(found[0])
+    for draw in tqdm(resample(len(runs), resamples, enough, seed), "bootstrap", unit=" fits", disable=None):
+        solutions = _follow(points[draw], _follow(points[draw], best, max(delta, COARSE)), delta)
+        best = best if ends else solutions  # resampled runs start where all runs end
+        ends.append(solutions[0])
     e, a, b, alpha, beta = np.transpose(ends)
     constants = [np.exp(e), np.exp(a + alpha * centre[0]), np.exp(b + beta * centre[1]), alpha, beta]
     flops = float((runs["compute"] / runs["parameters"] / runs["data"]).median())
@@ -173,9 +171,7 @@ class Holdout(NamedTuple):
     reach: float
 
 
-def holdout_error(
-    runs: pd.DataFrame, largest: int = 1, resamples: int = 400, seed: int = 0, progress: bool = False
-) -> Holdout:
+def holdout_error(runs: pd.DataFrame, largest: int = 1, resamples: int = 400, seed: int = 0) -> Holdout:
     """Fit the smaller runs and predict those of the `largest` pairs of N and D by compute; otherwise as `fit_loss`.
 
     Raises:
@@ -184,11 +180,11 @@ def holdout_error(
     cell = cells(runs)
     out = cell.isin(runs["compute"].groupby(cell).max().nlargest(largest).index)
     try:
-        fit = fit_loss(runs[~out], resamples, seed, progress=progress)
+        fit = fit_loss(runs[~out], resamples, seed)
     except InputError as error:
         raise InputError(f"without the {largest} largest: {error}") from error
     held = runs[out].copy()
-    held[["predicted", "low", "high"]] = [fit.predict(n, d) for n, d in held[["parameters", "data"]].to_numpy()]
+    held[[*PREDICTED[:3]]] = [fit.predict(n, d) for n, d in held[["parameters", "data"]].to_numpy()]
     held["error_percent"] = 100 * (held["predicted"] / held["loss"] - 1)
     reach = held["compute"].max() / fit.runs["compute"].max()
     return Holdout(fit, held, float(held["error_percent"].abs().mean()), float(reach))

@@ -94,8 +94,7 @@ def best_batch(runs: pd.DataFrame, at: Literal["compute", "data"], resamples: in
         InputError: where no budget has 3 batch sizes.
     """
     runs = runs.dropna(subset="batch_size")
-    budget = near(runs["compute"]) if at == "compute" else cells(runs)
-    fixed = "compute" if at == "compute" else "parameters and data"
+    budget, fixed = (near(runs["compute"]), at) if at == "compute" else (cells(runs), "parameters and data")
     needs = f"the best batch at fixed {at} needs 3 batch sizes at the same {fixed}"
     return _optima(runs.groupby(budget), "batch_size", at, needs, resamples, seed)
 
@@ -144,8 +143,8 @@ def _optimum(runs: pd.DataFrame, setting: str, at: str) -> pd.Series:
         parabola = np.polyfit(np.log(three.index), three, 2)
         vertex = -parabola[1] / (2 * parabola[0])
         best, loss = np.exp(vertex), np.polyval(parabola, vertex)
-    row = {"at": budget, "label": label, "losses": losses.to_dict(), "edge": edge}
-    return pd.Series({**row, "parabola": parabola, "best": best, "loss": loss})
+    row = {"at": budget, "label": label, "losses": losses.to_dict(), "edge": edge, "parabola": parabola}
+    return pd.Series({**row, "best": best, "loss": loss})
 
 
 def _centred(points: pd.DataFrame) -> pd.DataFrame:

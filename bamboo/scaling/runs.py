@@ -8,8 +8,6 @@ import pandas as pd
 
 from bamboo.errors import InputError
 
-from .folders import read_folder
-
 TOLERANCE = 0.05
 REQUIRED = ("parameters", "data", "loss")
 NUMBERS = (*REQUIRED, "batch_size", "learning_rate", "tokens_per_sample", "compute")
@@ -31,6 +29,8 @@ def read_runs(paths: Iterable[str | Path], loss: str = "val/loss") -> tuple[pd.D
     skipped: list[str] = []
     for path in map(Path, paths):
         if path.is_dir():
+            from .folders import read_folder  # seconds, for torch and Lightning
+
             rows, left_out = read_folder(path, loss)
             tables += [check_runs(pd.DataFrame(rows, index=[row["name"] for row in rows]))] if rows else []
             skipped += left_out
