@@ -113,6 +113,14 @@ def test_blocks_compile_once_whatever_runs_between_the_steps(graphs, options, ex
     assert count.counts[1:] == [(expected, 0)] * 10
 
 
+def test_each_number_of_tokens_has_a_graph_of_fixed_shapes(graphs):
+    module = tiny_mae()
+    compile_in_training(module.mae.encoder.blocks, backend="eager")
+    for tokens in (5, 6, 7):  # with shapes that become dynamic the second graph would serve the third number
+        module.mae.encoder.blocks[0](torch.randn(2, tokens, 32))
+    assert graphs() == (3, 0)
+
+
 def test_a_compiled_step_is_the_plain_one(graphs):
     weights = []
     for compiled in (False, True):
