@@ -87,7 +87,8 @@ def check_runs(table: pd.DataFrame) -> pd.DataFrame:
         wrong = ~((numbers > 0) & np.isfinite(numbers)) & (~blank if column not in REQUIRED else True)
         if wrong.any():
             entry = repr(runs[column].iloc[wrong.argmax()])
-            raise InputError(f"{runs.index[wrong.argmax()]}: {column} must be a positive, finite number, got {entry}")
+            where = f"{runs.index[wrong.argmax()]}: {alias if column == 'data' else column}"
+            raise InputError(f"{where} must be a positive, finite number, got {entry}")
         runs[column] = numbers
     runs["tokens_per_sample"] = runs["tokens_per_sample"].fillna(1)
     runs["compute"] = runs["compute"].fillna(6 * runs["parameters"] * runs["data"] * runs["tokens_per_sample"])

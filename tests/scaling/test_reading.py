@@ -52,6 +52,7 @@ def test_tables_are_read_whatever_their_data_are_called(tmp_path):
         ("parameters,data,loss\n1,2,-3\n", "line 2: loss must be a positive, finite number, got '-3'"),
         ("parameters,data,loss\n1,2,nan\n", "line 2: loss must be a positive, finite number, got 'nan'"),
         ("parameters,data,loss\n1,,3\n", "line 2: data must be a positive, finite number, got ''"),
+        ("parameters,samples,loss\n1,2,3\n1,x,3\n", "line 3: samples must be a positive, finite number, got 'x'"),
         ("parameters,data,loss\n\n1,2\n", "line 3: loss must be a positive, finite number"),
         ("parameters,data,loss\n1,2,3\n1,2,3,4\n", "Expected 3 fields in line 3, saw 4"),
         ("parameters,data,loss,compute\n1,2,3,0\n", "line 2: compute must be a positive, finite number"),
