@@ -8,7 +8,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bamboo.training import TrainingModule, unscales
+from bamboo.optimizers import unscales
+from bamboo.training import TrainingModule
 
 
 def leave_out(optimizer: Optimizer, gradients: Sequence[Tensor], bad: Tensor) -> None:

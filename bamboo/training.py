@@ -1,225 +1,25 @@
-"""How everything here is trained: the learning-rate rule, schedules, optimizers, and the module that applies them."""
+"""The Lightning module that trains by a recipe, whatever the task."""
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Literal
+from dataclasses import asdict, is_dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from timm.models.vision_transformer import VisionTransformer
-from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from bamboo.came import CAME
 from bamboo.clock import Clock, find_timer
 from bamboo.errors import InputError
+from bamboo.optimizers import build_optimizer, unscales
+from bamboo.recipes import Recipe, accumulation, scaled_lr, scheduled_lr
 from bamboo.seeds import derive_seed
-
-Schedule = Literal["cosine", "linear", "trapezoid"]
 
 OF_THE_OPTIMIZER = ("optimizer", "betas", "eps", "weight_decay", "layer_decay", "layer_decay_depth")
 """The options that the state of an optimizer holds, so that a resumed run cannot change them."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """An optimizer under a schedule that starts with a linear warm-up; the defaults are those of MAE pretraining.
-
-    BERT's schedule is `linear` with a `warmup_share` of 0.01. A triangle, as runs of one day have, is `linear` with a
-    warm-up as long as it rises, 0.75 for example.
-
-    Args:
-        base_lr: learning rate for an effective batch of 256; the rate used grows in proportion to the batch.
-        min_lr: learning rate at the end of the schedule.
-        warmup_epochs: length of the linear warm-up, in epochs (fractions are fine).
-        weight_decay: decoupled weight decay of matrices; vectors and biases have none.
-        betas: decay rates of the two moments; LARS takes the first one as its momentum, and CAME a third one for
-            deviations from the first moment, 0.9999 if it is left out.
-        optimizer: `adamw`; `lars` with a trust coefficient of 0.001, which adapts matrices alone; or `came`, which
-            needs half of AdamW's memory and takes 0.5 to 0.9 of its learning rate.
-        eps: what AdamW adds to the root of the second moment.
-        schedule: after the warm-up half a cosine down to `min_lr`, a straight line, or (`trapezoid`) the full rate
-            until a straight line over the last `decay_share`.
-        warmup_share: length of the warm-up as a share of the whole run, in place of `warmup_epochs`; a run that
-            `trainer.max_time` alone ends has no other.
-        decay_share: share of the whole run in which a trapezoid comes down.
-        effective_batch: samples that one optimizer step sees, over all processes; as many batches are accumulated as
-            that takes, see `accumulation`. 0 for what the processes give, and accumulation as it is configured.
-
-    Raises:
-        InputError: for a value out of its range, or another number of betas than the optimizer takes.
-    """
-
-    base_lr: float = 1.5e-4
-    min_lr: float = 0.0
-    warmup_epochs: float = 40
-    weight_decay: float = 0.05
-    betas: tuple[float, ...] = (0.9, 0.95)
-    optimizer: Literal["adamw", "lars", "came"] = "adamw"
-    eps: float = 1e-8
-    schedule: Schedule = "cosine"
-    warmup_share: float | None = None
-    decay_share: float = 0.1
-    effective_batch: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        counts = (2, 3) if self.optimizer == "came" else (2,)
-        if len(self.betas) not in counts or not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(
-                f"recipe.betas: {self.optimizer} takes {' or '.join(map(str, counts))} numbers from 0 to below 1: "
-                f"{[*self.betas]}"
-            )
-        for name in ("warmup_share", "decay_share"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise InputError(f"recipe.{name} must lie between 0 and 1: {getattr(self, name)}")
-        if not self.eps >= 0:
-            raise InputError(f"recipe.eps must be 0 or more: {self.eps}")
-        if self.effective_batch < 0:
-            raise InputError(f"recipe.effective_batch must be 0 or more: {self.effective_batch}")
-
-
-def scaled_lr(base_lr: float, effective_batch: int) -> float:
-    """The linear rule (Goyal et al. 2017): base_lr x effective batch / 256, over devices and accumulated batches."""
-    return base_lr * effective_batch / 256
-
-
-def accumulation(effective_batch: int, batch_size: int, processes: int, configured: int = 1) -> int:
-    """Batches to accumulate until a step has seen `effective_batch` samples.
-
-    Args:
-        effective_batch: samples of one optimizer step.
-        batch_size: samples of one process in one batch.
-        processes: how many there are.
-        configured: accumulation that somebody asked for; 1 for none.
-
-    Raises:
-        InputError: where that is no whole number, naming what would fit, or not what was asked for.
-    """
-    at_once, (share, rest) = batch_size * processes, divmod(effective_batch, processes)
-    if rest:
-        below = effective_batch // at_once * at_once
-        raise InputError(
-            f"recipe.effective_batch {effective_batch} cannot be shared equally among {processes} processes: take a "
-            f"number of processes that divides it, or an effective batch of {below or at_once} or "
-            f"{(below or at_once) + at_once}"
-        )
-    if share % batch_size:
-        fitting = [size for size in range(1, share + 1) if share % size == 0]
-        near = {max(n for n in fitting if n < batch_size), min((n for n in fitting if n > batch_size), default=share)}
-        raise InputError(
-            f"recipe.effective_batch {effective_batch} is no multiple of {processes} processes x "
-            f"data.init_args.batch_size {batch_size}: take a batch size of {' or '.join(map(str, sorted(near)))}"
-        )
-    if configured not in (1, share // batch_size):
-        raise InputError(
-            f"trainer.accumulate_grad_batches {configured} makes {at_once * configured} samples a step and "
-            f"recipe.effective_batch says {effective_batch}: leave the first out, or set the second to 0"
-        )
-    return share // batch_size
-
-
-def scheduled_lr(
-    done: float,
-    warmup: float,
-    total: float,
-    peak: float,
-    floor: float = 0.0,
-    schedule: Schedule = "cosine",
-    decay_share: float = 0.1,
-) -> float:
-    """Learning rate after a part of a run: from 0 up to `peak` in a straight line, and in the end down to `floor`.
-
-    Args:
-        done: how far the run is, in the unit of `warmup` and `total`: steps, seconds, or shares of the whole.
-        warmup: length of the way up.
-        total: length of the run; beyond it the rate stays at the floor.
-        peak: highest rate.
-        floor: last rate.
-        schedule: way down, see `Recipe`.
-        decay_share: share of `total` that a trapezoid takes for it.
-    """
-    if done < warmup:
-        return peak * done / warmup
-    top = max(warmup, (1 - decay_share) * total) if schedule == "trapezoid" else warmup
-    progress = min(1.0, max(0.0, done - top) / (total - top)) if total > top else float(done >= total)
-    left = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
-    return floor + (peak - floor) * left
-
-
-def check_layer_decay(layer_decay: float, written_for: int) -> None:
-    """Raises `InputError` where `layer_decay` does not lie between 0 and 1, or it is written for no depth."""
-    if not 0 < layer_decay <= 1 or written_for < 1:
-        raise InputError(
-            f"layer_decay must lie between 0 and 1, and the depth be positive: {layer_decay}, {written_for}"
-        )
-
-
-def layer_decay_groups(
-    encoder: VisionTransformer, layer_decay: float, weight_decay: float, written_for: int = 12
-) -> list[dict[str, Any]]:
-    """Parameter groups whose `lr_scale` falls from the head, 1, down to the embedding.
-
-    Layer l of a network of `depth` blocks (0 is the embedding) gets the scale that the layer at the same relative depth
-    has in a network of `written_for` blocks, layer_decay ** (1 + written_for (1 - l / depth)). At that depth it is the
-    published rule, layer_decay ** (depth + 1 - l) (Bao et al. 2022, He et al. 2022); at any depth the total from head
-    to embedding is the same, and from block to block the factor is layer_decay ** (written_for / depth).
-
-    Args:
-        encoder: a ViT with its head, and what else is trained with it.
-        layer_decay: factor from one layer to the layer below it, in a network of `written_for` blocks.
-        weight_decay: of matrices; vectors, biases, class token and positions have none.
-        written_for: number of blocks.
-
-    Raises:
-        InputError: where `layer_decay` does not lie between 0 and 1.
-    """
-    check_layer_decay(layer_decay, written_for)
-    step = written_for / len(encoder.blocks)
-    groups: list[dict[str, Any]] = param_groups_layer_decay(
-        encoder, weight_decay, encoder.no_weight_decay(), layer_decay=layer_decay**step
-    )
-    names = {parameter: name for name, parameter in encoder.named_parameters()}
-    for group in groups:
-        group["layer"] = _layer(names[group["params"][0]])
-        if group["layer"] != "head":  # from the head to the last block it is a whole step at every depth
-            group["lr_scale"] *= layer_decay ** (1 - step)
-    return groups
-
-
-def _layer(name: str) -> str:
-    """What to call the layer of a timm ViT that a parameter belongs to; a final norm goes with the last block."""
-    block = re.match(r"blocks\.(\d+)\.", name)
-    if block:
-        return f"block {block[1]}"
-    return "embedding" if re.match(r"cls_token|reg_token|pos_embed|patch_embed|norm_pre", name) else "head"
-
-
-def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over groups of parameters; the learning rate is set before every step."""
-    if recipe.optimizer == "adamw":
-        beta1, beta2 = recipe.betas
-        return torch.optim.AdamW(groups, lr=recipe.base_lr, betas=(beta1, beta2), eps=recipe.eps, fused=fused)
-    if recipe.optimizer == "came":
-        beta1, beta2, beta3 = (*recipe.betas, 0.9999)[:3]
-        return CAME(groups, lr=recipe.base_lr, betas=(beta1, beta2, beta3))
-    split = [
-        {**group, "params": chosen, "always_adapt": matrices}
-        for group in groups
-        for matrices in (True, False)
-        if (chosen := [parameter for parameter in group["params"] if (parameter.ndim > 1) == matrices])
-    ]
-    optimizer: torch.optim.Optimizer = Lars(split, lr=recipe.base_lr, momentum=recipe.betas[0], trust_coeff=0.001)
-    return optimizer
-
-
-def unscales(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer takes the scale of fp16's gradients away itself, and can leave a step out: a fused one."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def plain(value: Any) -> Any:

@@ -16,9 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
+from bamboo.optimizers import layer_decay_groups
+from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape, encoder_flops
-from bamboo.training import Recipe, TrainingModule, layer_decay_groups
+from bamboo.training import TrainingModule
 from bamboo.vision.encoder import encode, patches_of, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.images import seed_streams
@@ -52,7 +54,7 @@ class Classifier(TrainingModule):
         drop_path: probability that a branch of the last block is left out; lower blocks have less.
         layer_decay: learning rate of a layer over that of the layer above, in a network of `layer_decay_depth` blocks.
         layer_decay_depth: number of blocks that `layer_decay` is written for; at another depth the layer at the same
-            relative depth has the same rate, see `bamboo.training.layer_decay_groups`.
+            relative depth has the same rate, see `bamboo.optimizers.layer_decay_groups`.
         mixup: parameter of the beta distribution that images are mixed by (Zhang et al. 2018), 0 for none.
         cutmix: likewise for pasted rectangles (Yun et al. 2019); with both, each takes half of the batches.
         label_smoothing: share of a label that is spread over all classes.

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from bamboo.errors import InputError
+from bamboo.recipes import Recipe, accumulation
 from bamboo.shapes import Shape
-from bamboo.training import Recipe, accumulation
 from bamboo.vision.pretraining import MAEPretraining
 from tests.runs import fit, last, load, scalars
 

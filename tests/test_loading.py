@@ -5,9 +5,9 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from bamboo.recipes import Recipe
 from bamboo.text.classification import TextClassification
 from bamboo.text.pretraining import MLMPretraining
-from bamboo.training import Recipe
 from bamboo.vision.pretraining import MAEPretraining
 from tests.runs import same
 

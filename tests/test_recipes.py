@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from bamboo.cli import main
 from bamboo.finetune.glue.tasks import TASKS
 from bamboo.fit.compose import compose
+from bamboo.recipes import Recipe
 from bamboo.shapes import SHAPES
 from bamboo.text.encoder import build_config
-from bamboo.training import Recipe
 from bamboo.vision.mae import build_mae
 from tests.runs import CONFIGS
 

@@ -15,7 +15,8 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 from bamboo.came import CAME
 from bamboo.cli import main
 from bamboo.errors import InputError
-from bamboo.training import Recipe, build_optimizer, scaled_lr, scheduled_lr
+from bamboo.optimizers import build_optimizer
+from bamboo.recipes import Recipe, scaled_lr, scheduled_lr
 from tests.interruption import Interruption
 from tests.runs import CONFIGS, ROOT, SHORT_WARMUP, TINY, fit, last, load, same, scalars
 

@@ -24,8 +24,9 @@ from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.knn import NeighbourProbe
+from bamboo.optimizers import build_optimizer
+from bamboo.recipes import Recipe
 from bamboo.shapes import Shape
-from bamboo.training import Recipe, build_optimizer
 from bamboo.vision.data import Digits
 from bamboo.vision.heads import set_drop_path
 from bamboo.vision.pretraining import MAEPretraining

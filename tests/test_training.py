@@ -5,9 +5,9 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch.utils.flop_counter import FlopCounterMode
 
+from bamboo.recipes import scaled_lr, scheduled_lr
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape
-from bamboo.training import scaled_lr, scheduled_lr
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pretraining import MAEPretraining
 from tests.runs import fit, last, scalars

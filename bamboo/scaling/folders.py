@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bamboo.errors import InputError
 from bamboo.files import read_file
+from bamboo.recipes import scaled_lr
 from bamboo.shapes import Patches, find_shape
-from bamboo.training import scaled_lr
 
 Row = dict[str, Any]
 Curves = dict[str, list[tuple[int, float]]]

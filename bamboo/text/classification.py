@@ -9,9 +9,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bamboo.errors import InputError
+from bamboo.recipes import Recipe
 from bamboo.text.encoder import build_config, build_model
 from bamboo.text.glosses import GlossSubjects
-from bamboo.training import Recipe, TrainingModule, plain_arguments
+from bamboo.training import TrainingModule, plain_arguments
 
 
 class TextClassification(TrainingModule):

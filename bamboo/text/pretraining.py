@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 
 from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
+from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
 from bamboo.shapes import find_shape
 from bamboo.text.data import TextData
@@ -16,7 +17,7 @@ from bamboo.text.encoder import blocks_of, build_config, build_model, longest_se
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import Guesses, documents_of, guess
 from bamboo.text.wordpiece import special_ids
-from bamboo.training import Recipe, TrainingModule, plain_arguments
+from bamboo.training import TrainingModule, plain_arguments
 
 BERT = Recipe(base_lr=1e-4, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, schedule="linear", warmup_share=0.01)
 """Of Devlin et al. 2019: a warm-up over 1 % of the steps, then a line to zero."""

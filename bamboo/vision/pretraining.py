@@ -9,8 +9,9 @@ from torchmetrics import MeanMetric, SumMetric
 
 from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
+from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
-from bamboo.training import Recipe, TrainingModule, plain_arguments
+from bamboo.training import TrainingModule, plain_arguments
 from bamboo.vision.data import ImageData
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pixels import PixelScale

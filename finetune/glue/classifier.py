@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bamboo.errors import InputError
+from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
 from bamboo.text.checkpoints import restore_tokenizer, tokenizer_state
-from bamboo.training import Recipe, TrainingModule
+from bamboo.training import TrainingModule
 
 from .encoders import head_classes, load_start, open_encoder
 from .layer_decay import layer_groups

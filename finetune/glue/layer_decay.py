@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bamboo.errors import InputError
-from bamboo.training import check_layer_decay
+from bamboo.optimizers import check_layer_decay
 
 BELOW = re.compile(r"embed|wte|wpe|mask_emb|^encoder\.(LayerNorm|conv)\.")
 """What stands below the blocks, or serves all of them as DeBERTa's relative positions and their norm do."""
@@ -22,7 +22,7 @@ def layer_groups(
     """Parameter groups of an encoder of transformers whose `lr_scale` falls from the head, 1, down to the embedding.
 
     Layer l of a network of `depth` blocks (0 is the embedding) gets layer_decay ** (1 + written_for (1 - l / depth)),
-    the rule of `bamboo.training.layer_decay_groups`. The head is all that stands above the last block: final norm,
+    the rule of `bamboo.optimizers.layer_decay_groups`. The head is all that stands above the last block: final norm,
     pooler, classifier.
 
     Args:

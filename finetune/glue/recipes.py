@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from bamboo.errors import InputError
-from bamboo.training import Recipe
+from bamboo.recipes import Recipe
 
 
 @dataclass(frozen=True)

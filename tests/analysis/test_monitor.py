@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from bamboo.analysis import SimilarityMonitor, State, capture, measures, profile
 from bamboo.errors import InputError
+from bamboo.recipes import Recipe
 from bamboo.shapes import Shape
-from bamboo.training import Recipe
 from bamboo.vision.data import Digits
 from bamboo.vision.pretraining import MAEPretraining
 

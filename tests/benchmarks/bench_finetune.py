@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.knn import collect, mean_patch_features
 from bamboo.finetune.probing import LayerFeatures, layer_features, probe_accuracies
+from bamboo.recipes import Recipe
 from bamboo.shapes import Patches, find_shape
-from bamboo.training import Recipe
 from bamboo.vision.encoder import build_encoder
 from bamboo.vision.pixels import PixelScale
 

@@ -27,7 +27,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from bamboo.finetune.glue.batches import Batches, EvalBatches, Tokens, TrainBatches
 from bamboo.finetune.glue.layer_decay import layer_groups
 from bamboo.finetune.glue.recipes import CLIP, Setting
-from bamboo.training import build_optimizer
+from bamboo.optimizers import build_optimizer
 
 LONGEST, BATCH, PEER_EVAL_BATCH, MAX_TOKENS, TEXTS = 128, 16, 8, 8192, 3200
 PERCENTILES = {"cola": (4, 6, 9, 10, 13, 20, 25, 47), "sst2": (3, 4, 6, 10, 18, 33, 44, 66)}

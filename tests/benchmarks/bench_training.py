@@ -14,8 +14,8 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from bamboo.recipes import Recipe
 from bamboo.shapes import DECODER, Patches, Shape, decoder_flops, encoder_flops, find_shape
-from bamboo.training import Recipe
 from bamboo.vision.mae import build_mae
 
 MASK_RATIO = 0.75

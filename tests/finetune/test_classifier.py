@@ -14,7 +14,7 @@ from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.ema import EMA
-from bamboo.training import Recipe
+from bamboo.recipes import Recipe
 from bamboo.vision.data import Digits
 from tests.finetune.runs import SHORT, SIZES, last, run
 from tests.interruption import Interruption

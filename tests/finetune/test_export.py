@@ -20,7 +20,7 @@ from bamboo.checkpoints import export, load_classifier, load_encoder
 from bamboo.errors import InputError
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.ema import EMA
-from bamboo.training import Recipe
+from bamboo.recipes import Recipe
 from bamboo.vision.data import ImageFolder
 from tests.finetune.folders import NAMES, write_classes
 

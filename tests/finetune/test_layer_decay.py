@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from bamboo.errors import InputError
+from bamboo.optimizers import build_optimizer, layer_decay_groups
+from bamboo.recipes import Recipe
 from bamboo.shapes import Patches, Shape
-from bamboo.training import Recipe, build_optimizer, layer_decay_groups
 from bamboo.vision.encoder import build_encoder
 from bamboo.vision.heads import attach_head
 

@@ -11,8 +11,8 @@ from timm.optim import param_groups_layer_decay
 from torch.nn import functional as F
 
 from bamboo.finetune.classifier import Classifier
+from bamboo.recipes import Recipe
 from bamboo.shapes import Patches, Shape
-from bamboo.training import Recipe
 from bamboo.vision.data import Digits
 from bamboo.vision.encoder import build_encoder
 from bamboo.vision.heads import set_drop_path

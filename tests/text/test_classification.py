@@ -2,10 +2,10 @@ import torch
 from lightning import Trainer
 
 from bamboo.cli import main
+from bamboo.recipes import Recipe
 from bamboo.text.checkpoints import load_text
 from bamboo.text.classification import TextClassification
 from bamboo.text.glosses import GlossSubjects, read_glosses
-from bamboo.training import Recipe
 from tests.runs import CONFIGS, load, same, scalars
 from tests.text.runs import TINY, last
 

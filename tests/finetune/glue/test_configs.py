@@ -11,7 +11,7 @@ from bamboo.cli import main
 from bamboo.finetune.glue.recipes import CLIP, Setting
 from bamboo.finetune.glue.tasks import TASKS
 from bamboo.fit.compose import compose
-from bamboo.training import Recipe
+from bamboo.recipes import Recipe
 from tests.runs import CONFIGS, load, scalars
 
 FOLDER = CONFIGS / "finetune/glue"

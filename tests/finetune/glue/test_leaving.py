@@ -16,7 +16,7 @@ from bamboo.finetune.glue.classifier import GlueClassifier
 from bamboo.finetune.glue.data import GlueData, TextFiles
 from bamboo.finetune.glue.encoders import head_classes, open_encoder
 from bamboo.finetune.glue.recipes import Setting
-from bamboo.training import Recipe
+from bamboo.recipes import Recipe
 from tests.finetune.glue.test_classifier import QUIET
 from tests.finetune.glue.tiny import BAD, GOOD, text, write_encoder
 from tests.runs import CONFIGS, ROOT
