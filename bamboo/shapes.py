@@ -99,11 +99,19 @@ DECODER = Shape(8, 512, 16)
 
 
 def find_shape(shape: str | Shape | Mapping[str, Any]) -> Shape:
-    """A shape by its name, by its numbers, or itself. Raises `InputError` for a name that is not in `SHAPES`."""
+    """A shape by its name, by its numbers, or itself.
+
+    Raises:
+        InputError: for a name that is not in `SHAPES`, or numbers that are no shape.
+    """
     if isinstance(shape, Shape):
         return shape
     if isinstance(shape, Mapping):
-        return Shape(**shape)
+        try:
+            return Shape(**shape)
+        except TypeError as error:
+            numbers = "depth, width, heads and, if it is not 4, mlp_ratio"
+            raise InputError(f"a shape is a name or the numbers {numbers}, got {dict(shape)}") from error
     if shape not in SHAPES:
         raise unknown("shape", shape, SHAPES)
     return SHAPES[shape]

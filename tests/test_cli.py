@@ -192,14 +192,14 @@ def printed_config(capsys, name, *args):
 
 
 def test_print_config_shows_what_a_run_would_use(capsys):
-    out = printed_config(capsys, "pretrain/imagenet_bamboo_base.yaml", "--data.init_args.root=x")
+    out = printed_config(capsys, "pretrain/imagenet.yaml", "--data.init_args.root=x")
     assert "shape: bamboo-base" in out
     assert "image_size: 224" in out
 
 
 def test_a_cluster_is_a_matter_of_three_options(capsys):
     cluster = ["--trainer.devices", "8", "--trainer.num_nodes", "8", "--trainer.strategy", "ddp"]
-    out = printed_config(capsys, "pretrain/imagenet_bamboo_base.yaml", "--data.init_args.root=x", *cluster)
+    out = printed_config(capsys, "pretrain/imagenet.yaml", "--data.init_args.root=x", *cluster)
     for line in ("devices: '8'", "num_nodes: 8", "strategy: ddp"):
         assert line in out
 

@@ -1,7 +1,9 @@
-"""The published recipes in one table, each with its source, beside what every recipe file resolves to."""
+"""The published recipes in one table, each with its source, beside what each recipe file resolves to at every shape."""
 
 import contextlib
 import io
+import re
+from dataclasses import asdict
 from importlib import import_module
 from inspect import Parameter, signature
 
@@ -10,8 +12,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from bamboo.cli import main
+from bamboo.errors import InputError
 from bamboo.finetune.glue.tasks import TASKS
-from bamboo.fit.compose import compose
+from bamboo.fit.compose import compose_arguments
 from bamboo.recipes import Recipe
 from bamboo.shapes import SHAPES
 from bamboo.text.encoder import build_config
@@ -20,6 +23,9 @@ from tests.runs import CONFIGS
 
 SIZES = {f"{kind}-{size}": size for size in ("base", "large", "huge") for kind in ("vit", "bamboo")} | {
     "mid-base": "base"
+}
+OF_SIZE = {("finetune/imagenet", size): f"finetune/imagenet_{size}" for size in ("large", "huge")} | {
+    ("finetune/scratch", size): "finetune/scratch_large" for size in ("large", "huge")
 }
 PATCH = {"base": 16, "large": 16, "huge": 14}  # He et al. 2022 and Dosovitskiy et al. 2021: ViT-H/14
 
@@ -143,29 +149,31 @@ def merged(*parts):
 
 def image_tables():
     families = {
-        "pretrain/imagenet": (MAE, {}),
-        "finetune/imagenet": (FINE_TUNING, FINE_TUNING_SIZES),
-        "finetune/linear": (LINEAR, {}),
-        "finetune/attentive": (ATTENTIVE, {}),
-        "finetune/scratch": (SCRATCH, {"large": SCRATCH_LARGE, "huge": SCRATCH_LARGE}),
+        "pretrain/imagenet": ("imagenet", MAE, {}),
+        "finetune/imagenet": ("finetune", FINE_TUNING, FINE_TUNING_SIZES),
+        "finetune/linear": ("linear", LINEAR, {}),
+        "finetune/attentive": ("attentive", ATTENTIVE, {}),
+        "finetune/scratch": ("scratch", SCRATCH, {"large": SCRATCH_LARGE, "huge": SCRATCH_LARGE}),
     }
-    for family, (table, by_size) in families.items():
+    for family, (run, table, by_size) in families.items():
         for shape, size in SIZES.items():
             which = {"model": {"shape": shape, "patch_size": PATCH[size], "image_size": 224, "in_chans": 3}}
-            yield f"{family}_{shape.replace('-', '_')}", merged(COMMON, which, table, by_size.get(size, {}))
+            file = OF_SIZE.get((family, size), family)
+            yield (file, shape), (f"{run}-{shape}", merged(COMMON, which, table, by_size.get(size, {})))
 
 
 def text_tables():
-    for name, shape, parts in (
-        ("bert_base", "vit-base", (BERT,)),
-        ("bert_large", "vit-large", (BERT,)),
-        ("bamboo_base_came", "bamboo-base", (ONE_DAY, CAME)),
-        *((shape.replace("-", "_"), shape, (ONE_DAY,)) for shape in SIZES if SIZES[shape] != "huge"),
+    for name, run, shape, parts in (
+        ("bert", "bert-vit-base", "vit-base", (BERT,)),
+        ("bert", "bert-vit-large", "vit-large", (BERT,)),
+        ("one_day_came", "came-bamboo-base", "bamboo-base", (ONE_DAY, CAME)),
+        *(("one_day", shape, shape, (ONE_DAY,)) for shape in SIZES if SIZES[shape] != "huge"),
     ):
-        yield f"pretrain/text_{name}", merged(TEXT, {"model": {"shape": shape}}, *parts)
+        yield (f"pretrain/text_{name}", shape), (f"text-{run}", merged(TEXT, {"model": {"shape": shape}}, *parts))
     for task in TASKS:
-        yield f"finetune/glue/{task}", merged(GLUE, {"model": {"task": task}, "data": {"task": task}})
-    yield "finetune/texts", merged(GLUE, {"model": {"task": "texts"}})
+        which = {"model": {"task": task}, "data": {"task": task}}
+        yield ("finetune/glue", task), (f"glue-{task}", merged(GLUE, which))
+    yield ("finetune/texts", "texts"), ("texts", merged(GLUE, {"model": {"task": "texts"}}))
 
 
 TABLE = {**dict(image_tables()), **dict(text_tables())}
@@ -210,30 +218,66 @@ def resolved(config):
     }
 
 
-def composed(name):
-    return OmegaConf.to_container(compose(CONFIGS / f"{name}.yaml"), resolve=True)
+def words(file, option):
+    """The command line of a recipe at a shape or a task."""
+    key = "shape" if option in SHAPES else "task"
+    return ["fit", "--config", str(CONFIGS / f"{file}.yaml"), f"--model.init_args.{key}", option]
 
 
-def assert_is_of_the_table(name, config):
-    found = resolved(config)
-    for section, expected in TABLE[name].items():
+def composed(file, option):
+    return OmegaConf.to_container(OmegaConf.create(compose_arguments(words(file, option))[2]))
+
+
+def assert_is_of_the_table(entry, config):
+    found, (run, table) = resolved(config), TABLE[entry]
+    assert config["trainer"]["logger"]["init_args"]["name"] == run
+    for section, expected in table.items():
         assert {key: found[section].get(key) for key in expected} == expected, section
-    if "ema" not in TABLE[name]["trainer"]:
+    if "ema" not in table["trainer"]:
         assert "ema" not in found["trainer"]
 
 
 def test_every_recipe_file_is_in_the_table():
     files = {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("[a-z]*.yaml")}
     small = ("quickstart", "digits", "glosses", "cifar10", "imagenette", "image_folder", "text_corpus", "one_gpu")
-    ours = {name for name in files if not name.startswith("study/") and not name.endswith(small)}
-    assert ours == set(TABLE)
+    recipes = {name for name in files if not name.startswith("study/") and not name.endswith(small)}
+    assert recipes == {file for file, _ in TABLE}
     assert set(SIZES) <= set(SHAPES)
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_a_file_resolves_to_the_recipe_of_the_table_and_says_nothing_else(name):
-    config = composed(name)
-    assert_is_of_the_table(name, config)
+def refusal(file, shape):
+    with pytest.raises(InputError, match="this recipe is for shapes of size") as error:
+        compose_arguments(["fit", "--config", str(CONFIGS / f"{file}.yaml"), "--model.shape", shape])
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("family", "size"), OF_SIZE)
+def test_a_shape_of_another_size_is_refused_with_the_file_that_is_for_it(family, size):
+    numbers = yaml.safe_dump(asdict(SHAPES[f"bamboo-{size}"]), default_flow_style=True)
+    assert re.search(rf"is vit-{size}: .*{OF_SIZE[family, size]}", refusal(family, f"vit-{size}"))
+    assert re.search(rf"is bamboo-{size}: .*{OF_SIZE[family, size]}", refusal(family, numbers))
+    assert re.search(rf"is vit-base: .*{family}\b", refusal(OF_SIZE[family, size], "vit-base"))
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "patch_size"),
+    [
+        ('{"depth": 2, "width": 32, "heads": 2}', "2x32", 16),
+        ('{"depth": 48, "width": 384, "heads": 6}', "bamboo-base", 16),
+        ("null", "of-encoder", None),
+    ],
+)
+def test_a_shape_without_a_name_names_the_run_by_its_numbers(given, name, patch_size):
+    line = ["fit", "--config", str(CONFIGS / "finetune/imagenet.yaml"), f"--model.init_args.shape={given}"]
+    config = OmegaConf.create(compose_arguments(line)[2])
+    assert config.trainer.logger.init_args.name == f"finetune-{name}"
+    assert config.model.init_args.patch_size == patch_size
+
+
+@pytest.mark.parametrize("entry", TABLE, ids="-".join)
+def test_a_file_resolves_to_the_recipe_of_the_table_and_says_nothing_else(entry):
+    config = composed(*entry)
+    assert_is_of_the_table(entry, config)
     said = {
         "recipe": config["model"]["init_args"]["recipe"],
         "model": config["model"]["init_args"],
@@ -241,13 +285,12 @@ def test_a_file_resolves_to_the_recipe_of_the_table_and_says_nothing_else(name):
         "trainer": config["trainer"],
     }
     for section, options in said.items():
-        assert set(options) - set(TABLE[name][section]) <= OF_NO_RECIPE.get(section, set()), section
+        assert set(options) - set(TABLE[entry][1][section]) <= OF_NO_RECIPE.get(section, set()), section
 
 
-@pytest.mark.parametrize("name", ["finetune/scratch_bamboo_large"])
-def test_print_config_says_the_same(name):
+@pytest.mark.parametrize("entry", [("finetune/scratch_large", "vit-huge")])
+def test_print_config_says_the_same(entry):
     out = io.StringIO()
-    words = ["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--data.init_args.root=x", "--print_config"]
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
-        main(words)
-    assert_is_of_the_table(name, yaml.safe_load(out.getvalue()))
+        main([*words(*entry), "--data.init_args.root=x", "--print_config"])
+    assert_is_of_the_table(entry, yaml.safe_load(out.getvalue()))

@@ -1,19 +1,21 @@
 """Configurations made of others: `base: [file, ...]` at the top of a YAML names what it changes, relative to itself.
 
-A list replaces that of the base; under its name with a plus sign (`callbacks+:`) it is appended to it.
+A list replaces that of the base; under its name with a plus sign (`callbacks+:`) it is appended to it. `${shape.name}`
+and `${shape.patch_size}` are those of the model's shape, and `sizes: [base]` lets a recipe run at these sizes alone.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from bamboo.errors import InputError, unknown
+from bamboo.shapes import SHAPES, default_patch_size, find_shape
 
 
 def find_config(name: str | Path) -> Path:
@@ -22,13 +24,19 @@ def find_config(name: str | Path) -> Path:
     Raises:
         InputError: for the name of neither.
     """
-    path, root = Path(name).expanduser(), Path(str(files("bamboo.configs")))
-    if path.suffix or path.exists():
+    path = Path(name).expanduser()
+    if path.suffix or (path.exists() and not path.is_dir()):  # finetune/glue is a folder of the repository too
         return path
-    shipped = {file.relative_to(root).with_suffix("").as_posix(): file for file in root.rglob("[!_]*.yaml")}
+    shipped = shipped_configs()
     if str(name) not in shipped:
         raise unknown("configuration", str(name), shipped)
     return shipped[str(name)]
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations of the package, by name."""
+    root = Path(str(files("bamboo.configs")))
+    return {file.relative_to(root).with_suffix("").as_posix(): file for file in sorted(root.rglob("[!_]*.yaml"))}
 
 
 def compose(*paths: Path) -> DictConfig:
@@ -83,19 +91,55 @@ def compose_arguments(args: list[str]) -> list[str]:
     if not paths:
         return args
     config = compose(*map(find_config, paths))
-    overrides = [f"{key}={value}" for key, value in _overrides(rest) if _is_configured(config, key)]
+    plain = cast(dict[str, Any], OmegaConf.to_container(config))
+    overrides = [f"{key}={value}" for key, value in _overrides(rest) if select(plain, key) is not None]
+    resolved = resolve(OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)))
+    return [*rest[:1], "--config", OmegaConf.to_yaml(OmegaConf.create(resolved)), *rest[1:]]
+
+
+def select(config: Mapping[str, Any], key: str) -> Any:
+    """What a configuration holds at the path of a key, None where it holds nothing."""
+    here: Any = config
+    for part in key.split("."):
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return here
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed configuration without interpolations.
+
+    Raises:
+        InputError: where a value is left open (`???`), an interpolation leads nowhere, or the recipe is for other sizes
+            than that of the shape.
+    """
+    config = OmegaConf.create(cast(dict[str, Any], config))
+    sizes, arguments = config.pop("sizes", None), OmegaConf.select(config, "model.init_args") or {}
     try:
-        text = OmegaConf.to_yaml(OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)), resolve=True)
+        if "shape" in arguments:
+            config.shape = _names_of_shape(arguments.shape, sizes)
+        resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise InputError(f"the configuration leaves a value open: give --{error.full_key} VALUE") from error
     except OmegaConfBaseException as error:
         raise InputError(f"cannot resolve the configuration: {' '.join(str(error).split())}") from error
-    return [*rest[:1], "--config", text, *rest[1:]]
+    resolved.pop("shape", None)
+    return resolved
 
 
-def _is_configured(config: DictConfig, key: str) -> bool:
-    try:
-        return OmegaConf.select(config, key) is not None
-    except OmegaConfBaseException:  # it leads into a list, or to what cannot be resolved yet
-        return False
+def _names_of_shape(given: Any, sizes: Sequence[str] | None) -> dict[str, Any]:
+    """What the model's shape is called and its patch size, both for interpolations; null is that of the encoder."""
+    if given is None:
+        return {"name": "of-encoder", "patch_size": None}
+    shape = find_shape(given)
+    name = next((name for name, named in SHAPES.items() if named == shape), str(shape))
+    size = name.rpartition("-")[2]
+    if sizes is not None and name in SHAPES and size not in sizes:
+        others = [file for file, path in shipped_configs().items() if size in compose(path).get("sizes", ())]
+        raise InputError(
+            f"this recipe is for shapes of size {', '.join(sizes)}, and model.init_args.shape is {name}: "
+            f"recipes for it are {', '.join(others)}"
+        )
+    return {"name": name, "patch_size": default_patch_size(name)}
 
 
 def _split_off_configs(args: list[str]) -> tuple[list[str], list[str]]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from bamboo.errors import InputError, unknown
+from bamboo.fit.compose import select
 
-from .configs import at, has_key, merge, select
+from .configs import at, has_key, merge
 from .spec import SHORT, Study, axis_key, check
 
 

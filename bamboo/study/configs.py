@@ -1,4 +1,4 @@
-"""Configurations as nested mappings: put together, looked into, and changed by the path of a key."""
+"""Configurations as nested mappings: put together, and changed by the path of a key."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ def at(key: str, value: Any) -> dict[str, Any]:
     return value  # type: ignore[no-any-return]
 
 
-def merge(*configs: Mapping[str, Any], resolve: bool = False) -> dict[str, Any]:
+def merge(*configs: Mapping[str, Any]) -> dict[str, Any]:
     """Configurations over one another, later ones over earlier ones; lists are replaced."""
     merged = OmegaConf.merge(*(OmegaConf.create(dict(config)) for config in configs))
-    return OmegaConf.to_container(merged, resolve=resolve)  # type: ignore[return-value]
+    return OmegaConf.to_container(merged)  # type: ignore[return-value]
 
 
 def has_key(config: Mapping[str, Any], key: str) -> bool:
@@ -27,11 +27,3 @@ def has_key(config: Mapping[str, Any], key: str) -> bool:
             return False
         here = here[part]
     return True
-
-
-def select(config: Mapping[str, Any], key: str) -> Any:
-    """What a configuration holds at the path of a key, None where it holds nothing."""
-    here: Any = config
-    for part in key.split("."):
-        here = here.get(part) if isinstance(here, Mapping) else None
-    return here

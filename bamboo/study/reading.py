@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 
 from bamboo.analysis.definitions import choose
 from bamboo.errors import InputError, unknown
-from bamboo.fit.compose import compose
+from bamboo.fit.compose import compose, select
 from bamboo.shapes import Shape, find_shape
 
-from .configs import merge, select
+from .configs import merge
 from .spec import KINDS, Evaluation, Objective, Study, check
 
 

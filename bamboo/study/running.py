@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from omegaconf import OmegaConf
 
 from bamboo.files import atomic_write
+from bamboo.fit.compose import resolve
 
 from .cells import FAILED, RESULT, cell_folder, checkpoint, write_failure, write_json
 from .configs import at, has_key, merge
@@ -58,7 +59,7 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, 
         record = {"class_path": "bamboo.study.recording.StudyRecord"}
         kept.append({**record, "init_args": {"folder": str(folder / stage), **points}})
     parts.append(at("trainer.callbacks", kept))
-    return merge(*parts, resolve=True)
+    return resolve(merge(*parts))
 
 
 def run_cell(study: Study, cell: Cell, out: Path) -> None:

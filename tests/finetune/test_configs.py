@@ -3,38 +3,18 @@
 import re
 
 import pytest
-from omegaconf import OmegaConf
 
 from bamboo.cli import main
-from bamboo.fit.compose import compose
-from bamboo.shapes import SHAPES, default_patch_size
+from bamboo.fit.compose import compose, resolve
 from tests.finetune.folders import write_classes
 from tests.finetune.runs import last, pretrain, run
 from tests.runs import CONFIGS, ROOT
 
-FILES = sorted((CONFIGS / "finetune").glob("[a-z]*.yaml"))
-SHAPED = [path for path in FILES if not path.stem.endswith(("digits", "glosses", "texts"))]
 FAMILIES = ("imagenet", "linear", "attentive", "scratch")
 
 
 def settings(path):
-    return OmegaConf.to_container(compose(path), resolve=True)
-
-
-def test_there_is_one_of_each_family_for_every_shape_that_is_pretrained():
-    shapes = {path.stem.removeprefix("imagenet_") for path in (CONFIGS / "pretrain").glob("imagenet_*_*.yaml")}
-    shapes &= {name.replace("-", "_") for name in SHAPES}
-    assert {path.stem for path in SHAPED} == {f"{family}_{shape}" for family in FAMILIES for shape in shapes}
-
-
-@pytest.mark.parametrize("path", SHAPED, ids=lambda path: path.stem)
-def test_a_configuration_says_its_shape(path):
-    _, _, name = path.stem.partition("_")
-    told, name = settings(path), name.replace("_", "-")
-    model = told["model"]["init_args"]
-    assert model["shape"] == name
-    assert model["patch_size"] == default_patch_size(name)
-    assert told["trainer"]["logger"]["init_args"]["name"].endswith(name)
+    return resolve(compose(path))
 
 
 @pytest.mark.parametrize("name", ["digits", "linear_digits", "scratch_digits"])
@@ -68,14 +48,13 @@ REDUCED = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_of_each_family_trains_evaluates_and_predicts(place, family, capsys):
-    config = f"{family}_bamboo_base"
     small = [*REDUCED, "--data.init_args.root", "images"]
     encoder = ["--model.init_args.encoder", "runs/quickstart/version_0/checkpoints/last.ckpt"]
     start = [] if family == "scratch" else encoder
-    assert run("fit", *small, *start, "--trainer.max_epochs", "1", config=config) == 0
-    name = f"{'finetune' if family == 'imagenet' else family}-bamboo-base"
+    assert run("fit", *small, *start, "--trainer.max_epochs", "1", config=family) == 0
+    name = f"{'finetune' if family == 'imagenet' else family}-2x32"
     for verb in ("validate", "predict"):
-        assert run(verb, *small, "--ckpt_path", str(last(place, name)), config=config) == 0
+        assert run(verb, *small, "--ckpt_path", str(last(place, name)), config=family) == 0
     out = capsys.readouterr().out
     assert re.search(r"val/samples\W+20\.0", out)
     assert "20 predictions in predictions.csv" in out
@@ -91,10 +70,10 @@ def commands():
 
 
 def test_the_commands_of_the_page_run(place):
-    classifier = place / "runs/finetune-bamboo-base/version_9/checkpoints/last.ckpt"
+    classifier = place / "runs/finetune-2x32/version_9/checkpoints/last.ckpt"
     small = [*REDUCED, "--data.init_args.root", "images", "--trainer.max_epochs", "1"]
     encoder = ["--model.init_args.encoder", "scratch"]
-    assert run("fit", *small, "--trainer.logger.init_args.version", "9", *encoder, config="imagenet_bamboo_base") == 0
+    assert run("fit", *small, "--trainer.logger.init_args.version", "9", *encoder, config="imagenet") == 0
     shape = [*("--model.init_args.shape", '{"depth": 2, "width": 32, "heads": 2}'), *REDUCED]
     sizes = [*("--model.init_args.image_size", "16", "--data.init_args.image_size", "16"), *shape]
     short = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]

@@ -270,9 +270,18 @@ def test_a_run_that_is_resumed_in_an_epoch_ends_with_the_same_weights(encoder, d
 
 
 def test_two_processes_see_every_text_once_and_score_as_one(encoder, data, tmp_path, monkeypatch):
-    config = str(ROOT / "configs/finetune/glue/mnli.yaml")
+    config = str(ROOT / "configs/finetune/glue.yaml")
     words = [
-        *("--config", config, "--model.init_args.encoder", str(encoder), "--data.init_args.root", str(data)),
+        *(
+            "--config",
+            config,
+            "--model.init_args.task",
+            "mnli",
+            "--model.init_args.encoder",
+            str(encoder),
+            "--data.init_args.root",
+            str(data),
+        ),
         *("--model.init_args.dropout", "0", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
         *("--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--data.init_args.max_tokens", "100"),
         *("--trainer.callbacks+=tests.finetune.glue.tiny.Seen",),

@@ -1,11 +1,10 @@
-"""Every task has a configuration, all by one recipe, and each of them trains and evaluates."""
+"""One configuration, by the recipe of the sweep, trains and evaluates every task of GLUE."""
 
 import csv
 import math
 import re
 
 import pytest
-from omegaconf import OmegaConf
 
 from bamboo.cli import main
 from bamboo.finetune.glue.recipes import CLIP, Setting
@@ -14,12 +13,7 @@ from bamboo.fit.compose import compose
 from bamboo.recipes import Recipe
 from tests.runs import CONFIGS, load, scalars
 
-FOLDER = CONFIGS / "finetune/glue"
-FILES = sorted(FOLDER.glob("[a-z]*.yaml"))
-
-
-def settings(path):
-    return OmegaConf.to_container(compose(path), resolve=True)
+CONFIG = ["--config", str(CONFIGS / "finetune/glue.yaml")]
 
 
 def run(verb, name, encoder, data, *words):
@@ -28,24 +22,21 @@ def run(verb, name, encoder, data, *words):
         *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.log_every_n_steps", "1"),
         *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
     ]
-    return main([verb, "--config", str(FOLDER / f"{name}.yaml"), *small, *words])
+    return main([verb, *CONFIG, "--model.init_args.task", name, *small, *words])
 
 
-def test_there_is_one_for_every_task():
-    assert {path.stem for path in FILES} == set(TASKS)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_configuration_says_its_task_and_the_recipe_of_the_sweep(path):
-    told, default = settings(path), Setting()
-    model, data = told["model"]["init_args"], told["data"]["init_args"]
-    assert model["task"] == data["task"] == path.stem
-    assert told["trainer"]["logger"]["init_args"]["name"] == f"glue-{path.stem}"
-    recipe = Recipe(**{**model["recipe"], "betas": tuple(model["recipe"]["betas"])})
+def test_the_configuration_says_the_recipe_of_the_sweep():
+    config, default = compose(CONFIGS / "finetune/glue.yaml"), Setting()
+    recipe = Recipe(**{**config.model.init_args.recipe, "betas": tuple(config.model.init_args.recipe.betas)})
     assert recipe == default.recipe
-    assert recipe.base_lr * data["batch_size"] / 256 == pytest.approx(4e-5)
-    assert (data["batch_size"], told["trainer"]["max_epochs"]) == (default.batch_size, default.epochs)
-    assert told["trainer"]["gradient_clip_val"] == CLIP
+    assert recipe.base_lr * config.data.init_args.batch_size / 256 == pytest.approx(4e-5)
+    assert (config.data.init_args.batch_size, config.trainer.max_epochs) == (default.batch_size, default.epochs)
+    assert config.trainer.gradient_clip_val == CLIP
+
+
+def test_without_a_task_it_is_one_line(capsys):
+    assert main(["fit", *CONFIG]) == 2
+    assert "leaves a value open: give --model.init_args.task VALUE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cola", "stsb", "mnli"])  # a class, a number, two sets to evaluate on
@@ -77,7 +68,7 @@ def test_a_configuration_trains_and_evaluates(name, encoder, data, tmp_path, mon
 
 def test_without_an_encoder_it_is_one_line(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "--config", str(FOLDER / "cola.yaml"), "--data.init_args.root", str(data)]) == 2
+    assert main(["fit", *CONFIG, "--model.init_args.task", "cola", "--data.init_args.root", str(data)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "there is no encoder to fine-tune: give --model.init_args.encoder CHECKPOINT or hf:NAME" in error
     assert not (tmp_path / "runs").exists()
