@@ -39,7 +39,7 @@ WORDS = ["it", "was", "a", "fine", "day", "and", "nobody", "thought", "of", "rai
 
 def reduced(verb, rest):
     """What a command of a page is given besides, to run at a reduced size."""
-    if verb == "fit" and "glue/" in " ".join(rest):
+    if verb == "fit" and "finetune/glue" in rest:
         return [*SMALL_RUN[-8:-4], "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     if verb in ("fit", "validate") and "text_" in " ".join(rest):
         return SMALL_TEXT_RUN
@@ -88,6 +88,8 @@ def test_the_commands_of_a_page_run(page, workplace):
     place, images = workplace
     if "runs/text_quickstart" in (ROOT / page).read_text():
         assert text_runs.fit(*SMALL_TEXT_RUN[len(text_runs.TINY) :]) == 0
+    for block in blocks(page, "yaml"):
+        Path("more.yaml").write_text(block)
     for line in commands(page):
         line = re.sub(r"/path/to/(\w+)", lambda found: str(place(found[1], images)), CLUSTER.sub("", line))
         program, verb, *rest = shlex.split(line, comments=True)

@@ -65,8 +65,8 @@ def test_the_quickstart_runs_from_the_installed_wheel_in_another_folder(wheel, t
     )
     out = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
     assert all(path.startswith(str(tmp_path)) for path in out)
-    config = Path(out[2]) / "pretrain" / "quickstart.yaml"
-    command = [tmp_path / "env" / "bin" / "bamboo", "fit", "--config", config, *TINY, "--trainer.max_epochs", "1"]
+    bamboo = tmp_path / "env/bin/bamboo"
+    command = [bamboo, "fit", "--config", "pretrain/quickstart", *TINY, "--trainer.max_epochs", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt").is_file()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 TRAINING = {
-    "fit": "train by a configuration: bamboo fit --config configs/pretrain/quickstart.yaml",
+    "fit": "train by a configuration: bamboo fit --config pretrain/quickstart",
     "validate": "evaluate a checkpoint by its configuration",
     "predict": "run a checkpoint over a data set",
 }

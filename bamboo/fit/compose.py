@@ -93,8 +93,8 @@ def compose_arguments(args: list[str]) -> list[str]:
     config = compose(*map(find_config, paths))
     plain = cast(dict[str, Any], OmegaConf.to_container(config))
     overrides = [f"{key}={value}" for key, value in _overrides(rest) if select(plain, key) is not None]
-    resolved = resolve(OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)))
-    return [*rest[:1], "--config", OmegaConf.to_yaml(OmegaConf.create(resolved)), *rest[1:]]
+    merged = cast(DictConfig, OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)))
+    return [*rest[:1], "--config", OmegaConf.to_yaml(OmegaConf.create(resolve(merged))), *rest[1:]]
 
 
 def select(config: Mapping[str, Any], key: str) -> Any:
@@ -112,16 +112,17 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         InputError: where a value is left open (`???`), an interpolation leads nowhere, or the recipe is for other sizes
             than that of the shape.
     """
-    config = OmegaConf.create(cast(dict[str, Any], config))
-    sizes, arguments = config.pop("sizes", None), OmegaConf.select(config, "model.init_args") or {}
+    open_config = OmegaConf.create(cast(dict[str, Any], config))
+    sizes, arguments = open_config.pop("sizes", None), OmegaConf.select(open_config, "model.init_args")
     try:
-        if "shape" in arguments:
-            config.shape = _names_of_shape(arguments.shape, sizes)
-        resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        if isinstance(arguments, DictConfig) and "shape" in arguments:
+            open_config.shape = _names_of_shape(arguments.shape, sizes)
+        plain = OmegaConf.to_container(open_config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise InputError(f"the configuration leaves a value open: give --{error.full_key} VALUE") from error
     except OmegaConfBaseException as error:
         raise InputError(f"cannot resolve the configuration: {' '.join(str(error).split())}") from error
+    resolved = cast(dict[str, Any], plain)
     resolved.pop("shape", None)
     return resolved
 

@@ -115,7 +115,7 @@ def _summary(corpus: "Corpus") -> str:
         f"{tokens / max(words, 1):.3f} tokens per word, {unknown / tokens:.3%} [UNK], "
         f"vocabulary of {corpus.vocab_size:,}",
         f"wrote {corpus.path}",
-        f"next: bamboo fit --config configs/pretrain/text_bamboo_base.yaml --data.init_args.root {corpus.path} "
+        f"next: bamboo fit --config pretrain/text_one_day --data.init_args.root {corpus.path} "
         f"--model.init_args.vocab_size {corpus.vocab_size}",
     ]
     return "\n".join(rows)
