@@ -7,7 +7,7 @@ import pytest
 from bamboo.cli import main
 from bamboo.fit.compose import compose, resolve
 from tests.finetune.folders import write_classes
-from tests.finetune.runs import last, pretrain, run
+from tests.finetune.runs import SIZES, last, pretrain, run
 from tests.runs import CONFIGS, ROOT
 
 FAMILIES = ("imagenet", "linear", "attentive", "scratch")
@@ -74,15 +74,13 @@ def test_the_commands_of_the_page_run(place):
     small = [*REDUCED, "--data.init_args.root", "images", "--trainer.max_epochs", "1"]
     encoder = ["--model.init_args.encoder", "scratch"]
     assert run("fit", *small, "--trainer.logger.init_args.version", "9", *encoder, config="imagenet") == 0
-    shape = [*("--model.init_args.shape", '{"depth": 2, "width": 32, "heads": 2}'), *REDUCED]
-    sizes = [*("--model.init_args.image_size", "16", "--data.init_args.image_size", "16"), *shape]
-    short = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
+    sizes = [*SIZES, *REDUCED]
     for line in commands():
         _, verb, *rest = line.split()
         swap = {"CHECKPOINT": "runs/quickstart/version_0/checkpoints/last.ckpt", "/path/to/images": "images"}
         swap["CLASSIFIER"] = str(classifier)
         words = [swap.get(word, word) for word in rest]
-        options = {"fit": [*sizes, *short], "validate": sizes, "predict": sizes}.get(verb, [])
+        options = {"fit": [*sizes, "--trainer.max_epochs", "1"], "validate": sizes, "predict": sizes}.get(verb, [])
         # Options of the callback that a page adds last stay last.
         cut = next((i for i, word in enumerate(words) if "callbacks+" in word), len(words))
         assert main([verb, *words[:cut], *options, *words[cut:]]) == 0, line
