@@ -35,6 +35,8 @@ def test_the_package_s_configurations_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "pretrain").mkdir()
     own = write(tmp_path / "pretrain" / "quickstart", "seed: 1\n")
     assert find_config("pretrain/quickstart") == own.relative_to(tmp_path)
+    (tmp_path / "study" / "digits").mkdir(parents=True)  # a folder is no configuration
+    assert find_config("study/digits").samefile(CONFIGS / "study/digits.yaml")
 
 
 def test_an_unknown_name_suggests_the_nearest():
