@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from bamboo.errors import InputError, unknown
@@ -88,7 +88,7 @@ def compose_arguments(args: list[str]) -> list[str]:
     An interpolation such as `${seed_everything}` sees what the rest of the command line says of a configured key.
 
     Raises:
-        InputError: where a value is left open (`???`), and as `compose` and `resolve` do.
+        InputError: as `compose` and `resolve` do.
     """
     paths, rest = _split_off_configs(args)
     if not paths:
@@ -97,9 +97,6 @@ def compose_arguments(args: list[str]) -> list[str]:
     plain = cast(dict[str, Any], OmegaConf.to_container(config))
     overrides = [f"{key}={value}" for key, value in _overrides(rest) if select(plain, key) is not None]
     merged = cast(DictConfig, OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)))
-    open_keys = sorted(key for key in OmegaConf.missing_keys(merged) if select(plain, key) == "???")
-    if open_keys:
-        raise InputError(f"the configuration leaves a value open: give --{open_keys[0]} VALUE")
     return [*rest[:1], "--config", OmegaConf.to_yaml(OmegaConf.create(resolve(merged))), *rest[1:]]
 
 
@@ -111,18 +108,25 @@ def select(config: Mapping[str, Any], key: str) -> Any:
     return here
 
 
-def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(config: Mapping[str, Any], complete: bool = True) -> dict[str, Any]:
     """A composed configuration without interpolations.
 
+    Args:
+        config: the configuration.
+        complete: whether a value that is left open (`???`) is an error.
+
     Raises:
-        InputError: where an interpolation leads nowhere, or the recipe is for other sizes than that of the shape.
+        InputError: where a value is left open, an interpolation leads nowhere, or the recipe is for other sizes than
+            that of the shape.
     """
     open_config = OmegaConf.create(cast(dict[str, Any], config))
     sizes, arguments = open_config.pop("sizes", None), OmegaConf.select(open_config, "model.init_args")
     try:
         if isinstance(arguments, DictConfig) and "shape" in arguments:
             open_config.shape = _names_of_shape(arguments.shape, sizes)
-        plain = OmegaConf.to_container(open_config, resolve=True)
+        plain = OmegaConf.to_container(open_config, resolve=True, throw_on_missing=complete)
+    except MissingMandatoryValue as error:
+        raise InputError(f"the configuration leaves a value open: give --{error.full_key} VALUE") from error
     except OmegaConfBaseException as error:
         raise InputError(f"cannot resolve the configuration: {' '.join(str(error).split())}") from error
     resolved = cast(dict[str, Any], plain)

@@ -59,7 +59,7 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, 
         record = {"class_path": "bamboo.study.recording.StudyRecord"}
         kept.append({**record, "init_args": {"folder": str(folder / stage), **points}})
     parts.append(at("trainer.callbacks", kept))
-    return resolve(merge(*parts))
+    return resolve(merge(*parts), complete=False)
 
 
 def run_cell(study: Study, cell: Cell, out: Path) -> None:
