@@ -19,7 +19,7 @@ from transformers import (
 from bamboo.errors import InputError
 from bamboo.files import is_text_checkpoint, read_file
 from bamboo.text.encoder import build_config, build_model, longest_sequence
-from bamboo.text.wordpiece import save_tokenizer, special_ids
+from bamboo.text.tokenizer import save_tokenizer, special_ids
 
 ENCODER = ("shape", "architecture", "vocab_size", "positions", "dropout", "pad_token_id")
 NO_GUESSES = "a classifier: what it would guess for a masked token is drawn at random"
@@ -112,7 +112,7 @@ def save_text(model: PreTrainedModel, tokenizer: Any, out: Path, own: bool = Fal
         model: of transformers.
         tokenizer: its fast tokenizer.
         out: the folder; what is in it under the same names is replaced.
-        own: whether the tokenizer is one of this project's, saved as BERT's.
+        own: whether the tokenizer is one of this project's.
 
     Raises:
         InputError: where the folder cannot be written.
@@ -156,7 +156,7 @@ def _of_checkpoint(path: str) -> TextModel:
     classifier = "head.weight" in content["state_dict"]
     _fill(model.base_model if classifier else model, weights, path)
     notes = (NO_GUESSES,) if classifier else ()
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ids}
+    names = {f"{role}_token": tokenizer.id_to_token(number) for role, number in ids.items()}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest_sequence(config), **names)
     return TextModel(model.eval(), fast, notes)
 

@@ -1,5 +1,6 @@
 """`bamboo tokenize`: from text to a packed corpus."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,26 +35,29 @@ def tokenize(
             documents of about 3,000 words.
         out: folder for the corpus.
         vocab_size: tokens of the WordPiece vocabulary that is trained on the text; 30522, as BERT's, by default.
-        tokenizer: take this one instead: a vocab.txt, a tokenizer.json, or a folder with either.
+        tokenizer: take this one instead: a tokenizer.json, a vocab.txt, or a folder that `AutoTokenizer` reads.
         field: name of the text in JSON lines and tables.
         val_fraction: share of the documents that is held out.
         cased: keep upper case and accents.
-        workers: processes; 0 for one on each core. The files are the same for any number.
+        workers: threads; 0 for one on each core. The files are the same for any number.
         seed: of the choice of documents that are held out.
 
     Raises:
         InputError: where the text, the tokenizer or the folder cannot be used, in one line.
     """
-    from bamboo.text.corpus import Corpus, check_fraction, write_corpus
+    from bamboo.text.corpus import Corpus
     from bamboo.text.documents import find_files, read_documents
-    from bamboo.text.wordpiece import load_tokenizer
+    from bamboo.text.packing import check_fraction, write_corpus
+    from bamboo.text.tokenizer import load_tokenizer
 
     if tokenizer is not None and vocab_size is not None:
         raise InputError("--tokenizer brings its own vocabulary: leave --vocab-size out, or --tokenizer")
     if workers < 0:
         raise InputError(f"workers must be 0, for one on each core, or more, got {workers}")
     check_fraction(val_fraction)
-    workers = workers or _cores()
+    if workers:
+        os.environ["RAYON_NUM_THREADS"] = str(workers)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     files = [file for file in find_files(text) if out not in file.parents]
     options: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed}
     made_from = {
@@ -67,46 +71,32 @@ def tokenize(
             raise InputError(f"{out} holds a corpus of other text or options: name another --out, or delete it")
         print(f"{out} was finished before")
     else:
-        if tokenizer:
-            used = load_tokenizer(tokenizer, cased)
-        else:
-            used = _train(files, field, vocab_size or VOCAB_SIZE, cased, workers)
+        size = vocab_size or VOCAB_SIZE
+        used = load_tokenizer(tokenizer, cased) if tokenizer else _train(files, field, size, cased)
         total = None if {file.suffix for file in files} & {".parquet", ".arrow"} else made_from["bytes"]
-        options |= {"workers": workers, "total": total, "made_from": made_from}
+        options |= {"total": total, "made_from": made_from}
         corpus = write_corpus(read_documents(files, field), used, out, **options)
     print(_summary(corpus))
 
 
-def _train(files: list[Path], field: str, vocab_size: int, cased: bool, threads: int) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    from bamboo.text.processes import light_pool
-
-    with light_pool(1, threads=threads) as pool:  # its memory is free again afterwards
-        tokenizer = Tokenizer.from_str(pool.submit(_trained, files, field, vocab_size, cased).result())
-    found = tokenizer.get_vocab_size()
-    if found < vocab_size:
-        print(f"vocabulary: {found:,} tokens of the {vocab_size:,} asked for; the text has no more that occur twice")
-    return tokenizer
-
-
-def _trained(files: list[Path], field: str, vocab_size: int, cased: bool) -> str:
+def _train(files: list[Path], field: str, vocab_size: int, cased: bool) -> "Tokenizer":
     from tqdm import tqdm
 
     from bamboo.text.documents import read_documents
     from bamboo.text.wordpiece import train_wordpiece
 
     with tqdm(read_documents(files, field), desc="vocabulary", unit=" documents", mininterval=1) as documents:
-        return train_wordpiece(documents, vocab_size, not cased).to_str()
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        tokenizer = train_wordpiece(documents, vocab_size, not cased)
+    size = tokenizer.get_vocab_size()
+    if size < vocab_size:
+        print(f"vocabulary: {size:,} tokens of the {vocab_size:,} asked for; the text has no more that occur twice")
+    return tokenizer
 
 
 def _summary(corpus: "Corpus") -> str:
+    from bamboo.text.tokenizer import special_ids
+
+    pad = special_ids(corpus.tokenizer)["pad"]
     words, unknown = int(corpus.metadata["words"]), int(corpus.metadata["unknown"])
     tokens = sum(len(stream) - stream.documents for stream in (corpus.train, corpus.val))
     rows = [
@@ -116,6 +106,6 @@ def _summary(corpus: "Corpus") -> str:
         f"vocabulary of {corpus.vocab_size:,}",
         f"wrote {corpus.path}",
         f"next: bamboo fit --config pretrain/text_one_day --data.init_args.root {corpus.path} "
-        f"--model.init_args.vocab_size {corpus.vocab_size}",
+        f"--model.init_args.vocab_size {corpus.vocab_size}" + (f" --model.init_args.pad_token_id {pad}" if pad else ""),
     ]
     return "\n".join(rows)

@@ -19,7 +19,8 @@ from bamboo.sampling import NOTHING, Loader
 from bamboo.seeds import derive_seed
 from bamboo.text.corpus import Corpus
 from bamboo.text.glosses import read_glosses
-from bamboo.text.wordpiece import special_ids, train_wordpiece
+from bamboo.text.tokenizer import special_ids
+from bamboo.text.wordpiece import train_wordpiece
 
 Tokens = NDArray[np.integer[Any]]
 

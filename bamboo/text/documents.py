@@ -1,7 +1,5 @@
 """Documents out of files, one after the other: plain text, JSON lines, Parquet and saved Hugging Face data sets."""
 
-import codecs
-import io
 import json
 import os
 import re
@@ -17,26 +15,25 @@ BLOCK = 1 << 16
 CUTS = [re.compile(pattern) for pattern in (r"\n[^\S\n]*\n", r"\n", r"\s")]
 
 
-def read_documents(sources: Sequence[Path], field: str = "text") -> Iterator[str]:
-    r"""The documents of files and folders, in the order of `find_files`, of which only one is held at a time.
+def read_documents(files: Sequence[Path], field: str = "text") -> Iterator[str]:
+    r"""The documents of files, of which only one is held at a time; those of nothing but blanks are left out.
 
     - `.txt`, `.text`, `.md`, `.rst`: UTF-8, with or without a byte-order mark. A file is a document; one of more than
       32,768 characters is cut into documents of about half of that, at a blank line where there is one, else at the
-      end of a line, else at a blank. Thus a book is some dozens of documents, and a file of any size is streamed. To
-      keep long texts whole, give them as JSON lines. "\r\n" becomes "\n".
+      end of a line, else at a blank. To keep long texts whole, give them as JSON lines. "\r\n" becomes "\n".
     - `.jsonl`: each line is an object, its `field` a document.
     - `.parquet`, and `.arrow` as `datasets.save_to_disk` writes it: each row is one, in the column `field`.
 
-    Documents of nothing but blanks are left out.
-
-    Args:
-        sources: files and folders.
-        field: name of the text in JSON lines and tables.
-
     Raises:
-        InputError: where a source is missing or empty, at once; where a file cannot be read, when its turn comes.
+        InputError: where a file cannot be read, when its turn comes; it names the file, and the line or row.
     """
-    return _documents(find_files(sources), field)
+    for path in files:
+        try:
+            for text in READERS[path.suffix.lower()](path, field):
+                if text and not text.isspace():
+                    yield text
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def find_files(sources: Sequence[Path]) -> list[Path]:
@@ -49,79 +46,49 @@ def find_files(sources: Sequence[Path]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for source in map(Path, sources):
-        if source.is_dir():
-            found = sorted(_below(source))
-            if not found:
-                raise InputError(f"{source} holds no text: expected files that end in {', '.join(READERS)}")
-            files |= dict.fromkeys(found)
-        elif not source.is_file():
+        inside = sorted(_below(source)) if source.is_dir() else [source]
+        if not inside:
+            raise InputError(f"{source} holds no text: expected files that end in {', '.join(READERS)}")
+        if not inside[0].is_file():
             raise InputError(f"{source} is missing: expected a text file or a folder of them")
-        elif source.suffix.lower() not in READERS:
+        if inside[0].suffix.lower() not in READERS:
             raise InputError(f"{source} cannot be read: expected a name that ends in {', '.join(READERS)}")
-        elif not source.stat().st_size:
+        if not inside[0].stat().st_size:
             raise InputError(f"{source} is empty")
-        else:
-            files[source] = None
+        files |= dict.fromkeys(inside)
     return list(files)
 
 
 def _below(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(root, name) for name in names):
-            wanted = path.suffix.lower() in READERS and not path.name.startswith((".", "cache-"))
-            if wanted and path.is_file() and path.stat().st_size:
+        for path in (Path(root, name) for name in names if not name.startswith((".", "cache-"))):
+            if path.suffix.lower() in READERS and path.is_file() and path.stat().st_size:
                 yield path
-
-
-def _documents(files: Sequence[Path], field: str) -> Iterator[str]:
-    for path in files:
-        try:
-            for text in READERS[path.suffix.lower()](path, field):
-                if text and not text.isspace():
-                    yield text
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _passages(path: Path, _: str) -> Iterator[str]:
     rest = ""
-    for block in _decoded(path):
-        rest, start = rest + block, 0
-        while len(rest) - start > LONG:
-            end = _cut(rest, start)
-            yield rest[start:end]
-            start = end
-        rest = rest[start:]
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while block := file.read(BLOCK):
+                if "\0" in block:
+                    raise InputError(f"{path} holds a NUL: it is binary or UTF-16, and should be UTF-8 text")
+                rest, start = rest + block, 0
+                while len(rest) - start > LONG:
+                    cuts = (pattern.search(rest, start + SHORT, start + LONG) for pattern in CUTS)
+                    end = next((cut.end() for cut in cuts if cut), start + LONG)
+                    yield rest[start:end]
+                    start = end
+                rest = rest[start:]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}:{_undecodable_line(path)} is not UTF-8: convert the file") from error
     yield rest
 
 
-def _cut(text: str, start: int) -> int:
-    """Where the document that starts at `start` ends."""
-    found = (pattern.search(text, start + SHORT, start + LONG) for pattern in CUTS)
-    return next((match.end() for match in found if match), start + LONG)
-
-
-def _decoded(path: Path) -> Iterator[str]:
-    """The text of a file in blocks, with the ends of lines made alike and without a byte-order mark."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
-    offset, lines = 0, 1
+def _undecodable_line(path: Path) -> int:
     with path.open("rb") as file:
-        while True:
-            block = file.read(BLOCK)
-            if 0 in block:
-                at = offset + block.index(0)
-                raise InputError(f"{path} holds a NUL at byte {at}: it is binary or UTF-16, and should be UTF-8 text")
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                at = offset + len(block) - len(error.object) + error.start
-                line = lines + error.object.count(b"\n", 0, error.start)
-                raise InputError(f"{path}:{line} is not UTF-8 (byte {at} of the file): convert the file") from error
-            yield text if offset else text.removeprefix("\ufeff")
-            if not block:
-                return
-            offset, lines = offset + len(block), lines + block.count(b"\n")
+        return next(number for number, line in enumerate(file, 1) if line.decode(errors="ignore").encode() != line)
 
 
 def _json_lines(path: Path, field: str) -> Iterator[str]:
@@ -134,65 +101,40 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             except ValueError as error:  # of JSON or of UTF-8
                 raise InputError(f"{path}:{number} is no JSON: expected an object on each line") from error
             if not isinstance(row, dict):
-                raise InputError(
-                    f"{path}:{number} is a {type(row).__name__}: expected an object with a field {field!r}"
-                )
+                raise InputError(f"{path}:{number} is a {type(row).__name__}: expected an object with {field!r}")
             if field not in row:
                 raise InputError(f"{path}:{number} has no field {field!r}, but {', '.join(map(repr, row)) or 'none'}")
             yield _text_of(row[field], f"{path}:{number}", field)
 
 
+def _rows(path: Path, field: str) -> Iterator[str]:
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import ipc, parquet
+
+    columns = path.suffix.lower() == ".parquet"
+    try:
+        # Not mapped into memory: what is read of a mapped file counts as memory of the process.
+        with pyarrow.OSFile(str(path)) as file:
+            table = parquet.ParquetFile(file) if columns else ipc.open_stream(file)
+            names = (table.schema_arrow if columns else table.schema).names
+            if field not in names:
+                raise InputError(f"{path} has no column {field!r}, but {', '.join(map(repr, names))}")
+            batches = table.iter_batches(64, columns=[field]) if columns else table
+            for number, value in enumerate((value for batch in batches for value in batch.column(field)), 1):
+                yield _text_of(value.as_py(), f"{path}, row {number}", field)
+    except (pyarrow.ArrowException, OSError) as error:
+        kind = "Parquet file" if columns else "Arrow stream"
+        raise InputError(f"{path} is cut short or no {kind}: copy or download it again") from error
+
+
 def _text_of(value: Any, where: str, field: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: {field!r} is of type {type(value).__name__}, expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can write but UTF-8 cannot
-        return value.encode("utf-8", "replace").decode()
-    return value
-
-
-def _parquet(path: Path, field: str) -> Iterator[str]:
-    import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as table:
-            _check_column(path, table.schema_arrow.names, field)
-            yield from _rows(path, table.iter_batches(64, columns=[field]), field)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is cut short or no Parquet file: copy or download it again") from error
-
-
-def _arrow(path: Path, field: str) -> Iterator[str]:
-    import pyarrow
-
-    try:
-        # Not mapped into memory: what is read of a mapped file counts as memory of the process.
-        with pyarrow.OSFile(str(path)) as file, pyarrow.ipc.open_stream(file) as table:
-            _check_column(path, table.schema.names, field)
-            yield from _rows(path, table, field)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is cut short or no Arrow stream: copy or save it again") from error
-
-
-def _check_column(path: Path, names: Sequence[str], field: str) -> None:
-    if field not in names:
-        raise InputError(f"{path} has no column {field!r}, but {', '.join(map(repr, names))}")
-
-
-def _rows(path: Path, batches: Any, field: str) -> Iterator[str]:
-    number = 0
-    for batch in batches:
-        for value in batch.column(field):
-            number += 1
-            yield _text_of(value.as_py(), f"{path}, row {number}", field)
+    return value.encode("utf-8", "replace").decode()  # half a pair of surrogates, which JSON can write, becomes "?"
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
     **dict.fromkeys((".txt", ".text", ".md", ".rst"), _passages),
-    ".jsonl": _json_lines,
-    ".parquet": _parquet,
-    ".arrow": _arrow,
+    **{".jsonl": _json_lines, ".parquet": _rows, ".arrow": _rows},
 }
 """How to read a file, by the end of its name."""

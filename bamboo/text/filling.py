@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bamboo.errors import InputError
 from bamboo.text.encoder import longest_sequence
 from bamboo.text.pretraining import MLMPretraining
+from bamboo.text.tokenizer import special_ids
 
 MASK = "[MASK]"
 
@@ -39,19 +40,19 @@ def fill(
         InputError: where there is no mask, or the sentence is longer than the model's positions.
     """
     backend: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    mask = getattr(tokenizer, "mask_token", MASK)
-    encoding = backend.encode(sentence.replace(MASK, mask))
+    mask = special_ids(backend)["mask"]
+    encoding = backend.encode(sentence.replace(MASK, backend.id_to_token(mask) or ""))
     if isinstance(tokenizer, PreTrainedTokenizerBase) and len(encoding.ids) > longest_sequence(model.config):
         raise InputError(f"{len(encoding.ids)} tokens are more than the model's {longest_sequence(model.config)}")
     ids = torch.tensor([encoding.ids], device=model.device)
-    places = torch.tensor([place for place, number in enumerate(encoding.ids) if number == backend.token_to_id(mask)])
+    places = torch.tensor([place for place, number in enumerate(encoding.ids) if number == mask])
     if not len(places):
         raise InputError(f"no {MASK} in {sentence!r}: put one where a word is to be guessed")
     # Behind the tokens of the tokenizer the padded vocabulary holds nothing that could be written.
     logits = model(ids).logits[0, places, : backend.get_vocab_size()].float()
     best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
     return [
-        Filled([backend.id_to_token(number) or "" for number in numbers], probabilities)
+        Filled([backend.decode([number], skip_special_tokens=False).strip() for number in numbers], probabilities)
         for numbers, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 

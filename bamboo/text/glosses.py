@@ -15,7 +15,8 @@ from bamboo.errors import InputError
 from bamboo.sampling import NOTHING, Loader
 from bamboo.seeds import derive_seed
 from bamboo.text.encoder import longest_sequence
-from bamboo.text.wordpiece import special_ids, train_wordpiece
+from bamboo.text.tokenizer import special_ids
+from bamboo.text.wordpiece import train_wordpiece
 
 
 class Gloss(NamedTuple):

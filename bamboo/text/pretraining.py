@@ -16,7 +16,7 @@ from bamboo.text.data import TextData
 from bamboo.text.encoder import blocks_of, build_config, build_model, longest_sequence
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import Guesses, documents_of, guess
-from bamboo.text.wordpiece import special_ids
+from bamboo.text.tokenizer import continues_word, special_ids
 from bamboo.training import TrainingModule, plain_arguments
 
 BERT = Recipe(base_lr=1e-4, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, schedule="linear", warmup_share=0.01)
@@ -145,21 +145,17 @@ class MLMPretraining(TrainingModule):
                 f"{config.vocab_size}: set model.init_args.vocab_size to {self.vocab_size}"
             )
         if self.ids["pad"] != config.pad_token_id:
-            raise InputError(
-                f"[PAD] is token {self.ids['pad']} of the data's tokenizer: set model.init_args.pad_token_id to it"
-            )
+            raise InputError(f"the data's padding token is {self.ids['pad']}: set model.init_args.pad_token_id to it")
         if data.block_length > longest_sequence(config):
             raise InputError(
                 f"data.init_args.block_length {data.block_length} is above the model's {longest_sequence(config)} "
                 "positions: set model.init_args.positions"
             )
         self.tokenizer_json, self.most_frequent_token = tokenizer.to_str(), data.most_frequent_token
-        words = [tokenizer.id_to_token(number) or "" for number in range(self.vocab_size)]
         special = torch.zeros(self.vocab_size, dtype=torch.bool)
         special[list(self.ids.values())] = True
         self.register_buffer("special", special, persistent=False)
-        continues = torch.tensor([word.startswith("##") for word in words])
-        self.register_buffer("continues", continues, persistent=False)
+        self.register_buffer("continues", torch.tensor(continues_word(tokenizer)), persistent=False)
 
     special: Tensor
     continues: Tensor

@@ -21,7 +21,7 @@ from bamboo.text.data import ShippedEnglish
 from bamboo.text.encoder import build_config, build_model
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import guess
-from bamboo.text.wordpiece import special_ids
+from bamboo.text.tokenizer import special_ids
 
 LENGTH, BATCH, ROUNDS = 128, 4, 3
 MODELS = {"bert-base": ("vit-base", "bert"), "bamboo-base": ("bamboo-base", "roberta-prelayernorm")}

@@ -1,8 +1,8 @@
 """Text to a packed corpus on all cores, against the batch encoding of tokenizers alone; and the memory that it takes.
 
 Both sides encode the same documents, the language manual of Python and timm's glosses, with the same vocabulary, and
-take turns. Ours ends with the finished corpus on the disk, and its time includes the start of its processes; the peer
-only encodes. All of it runs in a process of its own, because workers import what the main module imports.
+take turns. Ours ends with the finished corpus on the disk; the peer only encodes. All of it runs in a process of its
+own, in which nothing has set the number of threads before.
 """
 
 import json
@@ -19,7 +19,7 @@ from pydoc_data.topics import topics
 
 from tokenizers import Tokenizer
 
-from bamboo.text.corpus import write_corpus
+from bamboo.text.packing import write_corpus
 from bamboo.text.wordpiece import train_wordpiece
 
 ROUNDS = 3
@@ -96,7 +96,7 @@ def rates() -> dict[str, float]:
         found["tokenizers"].append(time.perf_counter() - start)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            corpus = write_corpus(documents, tokenizer, folder, workers=workers)
+            corpus = write_corpus(documents, tokenizer, folder)
             found["bamboo"].append(time.perf_counter() - start)
             # The manual names no special token, so that both sides have the same tokens.
             assert len(corpus.train) + len(corpus.val) - corpus.train.documents - corpus.val.documents == tokens

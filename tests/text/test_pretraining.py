@@ -7,7 +7,7 @@ import torch
 
 from bamboo.cli import main
 from bamboo.text.data import Blocks, ShippedEnglish, shipped_documents
-from bamboo.text.wordpiece import special_ids
+from bamboo.text.tokenizer import special_ids
 from tests.interruption import Interruption
 from tests.runs import CONFIGS, ROOT, load, same, scalars
 from tests.text.runs import TINY, fit, last
