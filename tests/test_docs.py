@@ -13,6 +13,8 @@ from tests.runs import ROOT, TINY, fit
 from tests.study.tiny import written
 from tests.text import runs as text_runs
 
+pytestmark = pytest.mark.slow
+
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 CLUSTER = re.compile(r" --trainer\.(devices|num_nodes|strategy) \S+")
 SMALL_RUN = [

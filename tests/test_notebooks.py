@@ -12,6 +12,8 @@ from nbclient import NotebookClient
 
 from tests.runs import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "01_quickstart.ipynb": {"EPOCHS": 6, "SAMPLES": 64},
     "02_over_smoothing.ipynb": {"EPOCHS": 6, "SAMPLES": 8},

@@ -13,6 +13,8 @@ from bamboo.vision.mae import build_mae
 from tests.benchmarks import __main__ as report
 from tests.benchmarks.bench_training import PATCHES, step_flops
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def parts(monkeypatch):

@@ -20,6 +20,8 @@ from bamboo.vision.data import Digits
 from tests.finetune.runs import pretrain, run
 from tests.runs import scalars
 
+pytestmark = pytest.mark.slow
+
 SIZES = [
     *("--model.init_args.shape", '{"depth": 6, "width": 48, "heads": 4}'),
     *("--trainer.callbacks", "[]", "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches"),

@@ -116,6 +116,7 @@ def test_cells_one_by_one_end_in_the_same_tables(out, tmp_path, capsys):
     assert tables(other) == tables(out)
 
 
+@pytest.mark.slow
 def test_a_study_killed_at_random_moments_ends_in_the_same_tables(out, tmp_path):
     path, other = written(tmp_path), tmp_path / "out"
     command = [sys.executable, "-m", "bamboo", "study", "--config", str(path), "--out", str(other), "--workers", "1"]

@@ -118,6 +118,7 @@ def run(text, out, tokenizer, workers=1, parts=-1):
 
 
 @on_linux
+@pytest.mark.slow
 def test_the_bytes_are_the_same_for_any_number_of_threads_and_after_kill_9(tokenizer, text, tmp_path):
     whole, threads, killed = tmp_path / "whole", tmp_path / "threads", tmp_path / "killed"
     one, three = run(text, whole, tokenizer, 1), run(text, threads, tokenizer, 3)

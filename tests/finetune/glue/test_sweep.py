@@ -51,6 +51,7 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_and_ends_with_the_table_of_one_that_was_not(plan, tmp_path):
     options = {
         "cwd": tmp_path,
