@@ -61,7 +61,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_the_table_of_one_that_was_
         "text": True,
     }
     killed = subprocess.Popen(command(plan, tmp_path / "killed", "--seeds", "2"), **options)
-    cells, end = tmp_path / "killed" / "cells", time.monotonic() + 120
+    cells, end = tmp_path / "killed" / "cells", time.monotonic() + 300
     while len(list(cells.glob("*.json"))) < 2 and time.monotonic() < end:
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
