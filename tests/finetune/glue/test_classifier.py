@@ -264,7 +264,7 @@ def test_a_run_that_is_resumed_in_an_epoch_ends_with_the_same_weights(encoder, d
         return copy.deepcopy(module.state_dict())
 
     whole = run()
-    kept = Checkpoints(tmp_path, every_n_train_steps=6, filename="{step}")  # an epoch has 4 steps
+    kept = Checkpoints(dirpath=tmp_path, every_n_train_steps=6, filename="{step}")  # an epoch has 4 steps
     assert not same(run(kept, InterruptBefore(7)), whole)
     assert same(run(ckpt_path=tmp_path / "step=6.ckpt", weights_only=True), whole)
 
