@@ -125,7 +125,7 @@ def test_theory_says_where_the_bound_is_loose():
 
 def test_bounds_are_those_of_the_formula():
     model = TEXT["BERT"]()
-    found = profile(model, [sentences()], ["attention"])
+    found = profile(model, [sentences()], ["attention"], tokens="all")
     block, seen = model.encoder.layer[0], []
 
     def reducer(state: State) -> None:
