@@ -29,6 +29,22 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+PUBLISHED = {  # depth, width, heads: ViT's table (Dosovitskiy et al. 2021), and half the width at four times the depth
+    "vit-base": (12, 768, 12),
+    "vit-large": (24, 1024, 16),
+    "vit-huge": (32, 1280, 16),
+    "mid-base": (27, 512, 8),
+    "bamboo-base": (48, 384, 6),
+    "bamboo-large": (96, 512, 8),
+    "bamboo-huge": (128, 640, 10),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_named_shapes_have_their_sizes(name):
+    assert SHAPES[name] == Shape(*PUBLISHED[name])
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_counted_parameters_are_those_of_the_instantiated_model(name):
     shape, patches = SHAPES[name], Patches.of(224, default_patch_size(name))
