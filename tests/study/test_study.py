@@ -101,6 +101,7 @@ def test_finished_cells_are_never_run_again(out, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_cells_one_by_one_end_in_the_same_tables(out, tmp_path, capsys):
     path = written(tmp_path)
     other = tmp_path / "out"
@@ -144,6 +145,7 @@ def test_a_study_killed_at_random_moments_ends_in_the_same_tables(out, tmp_path)
     assert tables(other) == tables(out)
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_reported_does_not_stop_the_others_and_is_tried_again_only_if_asked(tmp_path, capsys):
     settings = SUPERVISED["set"]
     hot = {"model": {"init_args": {**settings["model"]["init_args"], "recipe": {"base_lr": 1e30, "warmup_share": 0.0}}}}
@@ -205,6 +207,7 @@ def test_different_studies_are_not_merged(tmp_path):
         merge_results([tmp_path / "one", tmp_path / "none"])
 
 
+@pytest.mark.slow
 def test_an_axis_is_trained_by_its_values_and_has_lines_of_its_own(tmp_path):
     study = tiny(tmp_path, objectives={"supervised": SUPERVISED}, seeds=1)
     study = add_axes(study, ["pool", "token", "avg"])
@@ -218,6 +221,7 @@ def test_an_axis_is_trained_by_its_values_and_has_lines_of_its_own(tmp_path):
     assert [row["pool"] for row in rows(out / "cells.csv")] == ["token", "avg"] * 2
 
 
+@pytest.mark.slow
 def test_training_can_be_launched_by_a_command(tmp_path):
     launch = [sys.executable, "-m", "bamboo"]
     study = tiny(tmp_path, objectives={"supervised": SUPERVISED}, seeds=1, shapes=TINY["shapes"][:1], launch=launch)
