@@ -398,6 +398,17 @@ def bad_weights(module):
     return "the loss", "the weight mae.encoder.blocks.1.attn.qkv.bias"
 
 
+def bad_weights_registered_in_another_order(module):
+    encoder = module.mae.encoder
+    patch_embed = encoder.patch_embed
+    del encoder.patch_embed
+    encoder.patch_embed = patch_embed  # runs first, is listed last
+    with torch.no_grad():
+        encoder.blocks[1].attn.qkv.bias[0] = float("nan")
+        encoder.patch_embed.proj.bias[0] = float("nan")
+    return "the loss", "the weight mae.encoder.patch_embed.proj.bias"
+
+
 def bad_gradient(module):
     compute, bias = module.compute, module.mae.encoder.blocks[1].mlp.fc1.bias
 
@@ -409,7 +420,7 @@ def bad_gradient(module):
     return "a gradient", "the gradient of mae.encoder.blocks.1.mlp.fc1.bias"
 
 
-@pytest.mark.parametrize("spoil", [overflow, bad_weights, bad_gradient])
+@pytest.mark.parametrize("spoil", [overflow, bad_weights, bad_weights_registered_in_another_order, bad_gradient])
 def test_the_first_tensor_in_running_order_is_named(spoil):
     module = tiny_mae()
     what, culprit = spoil(module)
