@@ -100,9 +100,9 @@ class TrainingModule(LightningModule):
         Raises:
             InputError: naming the first weight or option that differs.
         """
-        ours, theirs = self.state_dict(), checkpoint["state_dict"]
-        for name in [*ours, *(name for name in theirs if name not in ours)]:
-            here, there = (list(state[name].shape) if name in state else "absent" for state in (ours, theirs))
+        current, saved = self.state_dict(), checkpoint["state_dict"]
+        for name in dict.fromkeys([*current, *saved]):
+            here, there = (list(state[name].shape) if name in state else "absent" for state in (current, saved))
             if here != there:
                 raise InputError(f"the checkpoint is of another model: {name} is {there} in it and {here} here")
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
@@ -110,24 +110,22 @@ class TrainingModule(LightningModule):
 
     def _check_optimizer(self, saved: Mapping[str, Any]) -> None:
         """A resumed optimizer brings its own options, in the place of those that are configured now."""
-        theirs, ours = {**saved, **saved.get("recipe", {})}, {**self.hparams, **asdict(self.recipe)}
+        before, now = {**saved, **saved.get("recipe", {})}, {**self.hparams, **asdict(self.recipe)}
         for key in OF_THE_OPTIMIZER:
-            if key in theirs and key in ours and theirs[key] != ours[key]:
+            if key in before and key in now and before[key] != now[key]:
                 raise InputError(
-                    f"the checkpoint was trained with {key} {theirs[key]}, and the configuration says {ours[key]}: "
+                    f"the checkpoint was trained with {key} {before[key]}, and the configuration says {now[key]}: "
                     "a run goes on with its own optimizer; start a new one for another"
                 )
 
     def on_fit_start(self) -> None:
         """Accumulate batches up to the effective batch of the recipe. Raises `InputError` where that cannot be."""
         if self.recipe.effective_batch:
-            size, processes, configured = (
+            self.trainer.accumulate_grad_batches = accumulation(
+                self.recipe.effective_batch,
                 self._batch_size(),
                 self.trainer.world_size,
                 self.trainer.accumulate_grad_batches,
-            )
-            self.trainer.accumulate_grad_batches = accumulation(
-                self.recipe.effective_batch, size, processes, configured
             )
 
     def on_train_start(self) -> None:
