@@ -93,10 +93,10 @@ class MAEPretraining(TrainingModule):
         return 3 * self.mae.flops
 
     def _check_data(self, data: Any) -> None:
-        ours = (self.mae.encoder.patch_embed.proj.in_channels, *self.mae.encoder.patch_embed.img_size)
-        theirs = (data.in_chans, *data.size) if isinstance(data, ImageData) else ours
-        if ours != theirs:
+        expected = (self.mae.encoder.patch_embed.proj.in_channels, *self.mae.encoder.patch_embed.img_size)
+        given = (data.in_chans, *data.size) if isinstance(data, ImageData) else expected
+        if expected != given:
             raise InputError(
-                f"the data gives images of (channels, height, width) {theirs} and the model expects {ours}: "
+                f"the data gives images of (channels, height, width) {given} and the model expects {expected}: "
                 "set image_size and in_chans alike under data.init_args and model.init_args"
             )
