@@ -14,7 +14,7 @@ from bamboo.checkpoints import find_source, load_encoder
 from bamboo.checkpoints.reading import pixel_statistics
 from bamboo.checkpoints.sources import RANDOM, Source
 from bamboo.errors import InputError, loading
-from bamboo.vision.encoder import fix_positions, init_weights
+from bamboo.vision.encoder import fix_positions, init_encoder
 
 from .architectures import find_stack
 from .feeding import reads_text
@@ -97,7 +97,8 @@ def name_of(source: str) -> str:
 def fresh_copy(opened: Opened, seed: int = 0) -> Opened:
     """The same architecture with weights drawn anew, in the way of the library that it comes from.
 
-    An encoder of this project or of an MAE checkpoint is initialised as in He et al. 2022, one of timm as timm does.
+    An encoder of this project is initialised by its own rule, one of another MAE checkpoint as in He et al. 2022, and
+    one of timm as timm does.
 
     Raises:
         InputError: where there is no known way to initialise it.
@@ -129,9 +130,7 @@ def _redraw(model: VisionTransformer, of_timm: bool) -> None:
             reset()
     model.init_weights("")  # positions, class token and registers too
     if not of_timm:
-        model.apply(init_weights)
-        if model.cls_token is not None:
-            nn.init.normal_(model.cls_token, std=0.02)
+        init_encoder(model, getattr(model, "init", "mae"))
         if table is not None and model.num_prefix_tokens == 1:
             fix_positions(model.pos_embed, model.patch_embed.grid_size)
             return

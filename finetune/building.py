@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from bamboo.checkpoints import load_encoder, pixel_scale
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, find_shape
-from bamboo.vision.encoder import build_encoder, shape_of
+from bamboo.vision.encoder import Init, build_encoder, shape_of
 from bamboo.vision.pixels import PixelScale
 
 SCRATCH = "scratch"
@@ -18,7 +18,12 @@ ImageSize = int | tuple[int, int]
 
 
 def make_encoder(
-    source: str | Path | None, shape: str | Shape | None, image_size: ImageSize, patch_size: int | None, in_chans: int
+    source: str | Path | None,
+    shape: str | Shape | None,
+    image_size: ImageSize,
+    patch_size: int | None,
+    in_chans: int,
+    init: Init = "mae",
 ) -> tuple[VisionTransformer, PixelScale]:
     """An encoder without a head, and how its images are standardised.
 
@@ -28,6 +33,7 @@ def make_encoder(
         image_size: height and width in pixels, to which positions are resampled.
         patch_size: side of a patch in pixels; by default that of the source.
         in_chans: channels, to which the patch projection is adapted.
+        init: how fresh weights are drawn, see `bamboo.vision.encoder.init_encoder`.
 
     Raises:
         InputError: where the source cannot be read or is of another shape or patch, or a fresh encoder has no sizes.
@@ -36,7 +42,7 @@ def make_encoder(
         if shape is None or patch_size is None:
             raise InputError("without a pretrained encoder give model.init_args.shape and model.init_args.patch_size")
         size = Patches.of(image_size, patch_size, in_chans)
-        return build_encoder(find_shape(shape), size), PixelScale(in_chans)
+        return build_encoder(find_shape(shape), size, init), PixelScale(in_chans)
     encoder, report = load_encoder(source, image_size, in_chans)
     found, patch = shape_of(encoder), encoder.patch_embed.patch_size[0]
     wanted = find_shape(shape) if shape is not None else found

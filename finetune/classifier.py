@@ -21,7 +21,7 @@ from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import TrainingModule
-from bamboo.vision.encoder import encode, patches_of, shape_of
+from bamboo.vision.encoder import Init, encode, patches_of, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.images import seed_streams
 from bamboo.vision.pixels import PixelScale
@@ -65,6 +65,7 @@ class Classifier(TrainingModule):
         layer_norm_eps: epsilon of every LayerNorm; by default as in the encoder.
         compile: compile each block where there is a GPU.
         grad_checkpointing: trade a second forward pass of the blocks for their memory.
+        init: how fresh weights are drawn, as for the masked autoencoder.
 
     Raises:
         InputError: where two of these contradict each other or the encoder.
@@ -95,6 +96,7 @@ class Classifier(TrainingModule):
         layer_norm_eps: float | None = None,
         compile: bool = False,
         grad_checkpointing: bool = False,
+        init: Init = "mae",
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         # `load_from_checkpoint` hands over the plain values of a checkpoint.
@@ -103,7 +105,7 @@ class Classifier(TrainingModule):
             raise InputError(
                 "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
             )
-        self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans)
+        self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans, init)
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
         self.pixels = PixelScale(in_chans, mean or _shares(scale.mean), std or _shares(scale.std))
         _set_eps(self.model, layer_norm_eps)

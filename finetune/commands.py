@@ -148,7 +148,7 @@ def _fresh(model: "VisionTransformer", seed: int) -> "VisionTransformer":
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_encoder(shape_of(model), patches_of(model)).eval()
+        return build_encoder(shape_of(model), patches_of(model), getattr(model, "init", "mae")).eval()
 
 
 def _write(rows: Sequence[tuple[str, int, float, float]], out: Path) -> None:

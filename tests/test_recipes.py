@@ -40,7 +40,7 @@ MAE = {
     "recipe": {"base_lr": 1.5e-4, "warmup_epochs": 40, "weight_decay": 0.05, "betas": [0.9, 0.95]},
     "batch": 4096,
     "model": {"mask_ratio": 0.75, "predict_ratio": 1.0, "norm_pix": True, "decoder": "self", "mix_layers": False}
-    | {"decoder_shape": {"depth": 8, "width": 512, "heads": 16, "mlp_ratio": 4.0}},
+    | {"init": "mae", "decoder_shape": {"depth": 8, "width": 512, "heads": 16, "mlp_ratio": 4.0}},
     "data": {"batch_size": 64, "crop_scale": 0.2, "augment": None, "erase": 0.0},
     "trainer": {"max_epochs": 800},
 }

@@ -199,7 +199,8 @@ def _plain_vit(checkpoint: Checkpoint, tensors: Tensors, **options: Any) -> Visi
     shape, patches = find_shape(checkpoint.arguments["shape"]), checkpoint.patches
     if "patch_embed.proj.weight" in tensors:
         patches = replace(patches, in_chans=tensors["patch_embed.proj.weight"].shape[1])
-    return build_encoder(shape, patches, qkv_bias=checkpoint.arguments["qkv_bias"], **options)
+    known = {key: checkpoint.arguments[key] for key in ("init", "qkv_bias")}
+    return build_encoder(shape, patches, **known, **options)
 
 
 def _timm_vit(checkpoint: Checkpoint, tensors: Tensors, image_size: ImageSize | None) -> VisionTransformer:

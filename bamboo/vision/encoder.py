@@ -1,25 +1,28 @@
 """The vision encoder: a timm `VisionTransformer` at a `Shape`, and the two ways to run it, whole and masked."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.layers import build_sincos2d_pos_embed
-from timm.models import checkpoint
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import checkpoint, named_apply
+from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bamboo.errors import InputError
+from bamboo.errors import InputError, unknown
 from bamboo.shapes import Patches, Shape
 
+Init = Literal["mae", "depth", "beit", "timm"]
 
-def build_encoder(shape: Shape, patches: Patches, **kwargs: Any) -> VisionTransformer:
-    """A ViT without a head at a shape: class token, fixed 2-D sin-cos positions, initialised as in He et al. 2022.
+
+def build_encoder(shape: Shape, patches: Patches, init: Init = "mae", **kwargs: Any) -> VisionTransformer:
+    """A ViT without a head at a shape, with a class token and fixed 2-D sin-cos positions.
 
     Args:
         shape: depth, width, heads.
         patches: image size, patch size and channels.
+        init: the rule of `init_encoder`.
         kwargs: further arguments of `timm.models.vision_transformer.VisionTransformer`, such as `drop_path_rate`.
     """
     encoder = VisionTransformer(
@@ -32,10 +35,38 @@ def build_encoder(shape: Shape, patches: Patches, **kwargs: Any) -> VisionTransf
         mlp_ratio=shape.mlp_ratio,
         **{"num_classes": 0, "weight_init": "skip", **kwargs},
     )
-    encoder.apply(init_weights)
-    nn.init.normal_(encoder.cls_token, std=0.02)
+    init_encoder(encoder, init)
     fix_positions(encoder.pos_embed, patches.grid)
     return encoder
+
+
+@torch.no_grad()
+def init_encoder(encoder: VisionTransformer, init: Init) -> None:
+    """Draw the weights of a fresh encoder, all but its positions, by a published rule.
+
+    - `mae`: Xavier-uniform matrices, a class token of std 0.02 (He et al. 2022).
+    - `depth`: that, with the two matrices that end the branches of each block divided by sqrt(2 x depth), as in GPT-2.
+    - `beit`: that, with those of block l, counted from 1, divided by sqrt(2 l), as in BEiT.
+    - `timm`: normal matrices of std 0.02, as timm has it.
+
+    Raises:
+        InputError: for another rule.
+    """
+    if init not in get_args(Init):
+        raise unknown("init", init, get_args(Init))
+    encoder.init = init  # which a fresh copy of it repeats
+    if encoder.cls_token is not None:
+        nn.init.normal_(encoder.cls_token, std=1e-6 if init == "timm" else 0.02)
+    if init == "timm":
+        named_apply(init_weights_vit_timm, encoder)
+        return
+    encoder.apply(init_weights)
+    if init == "mae":
+        return
+    for number, block in enumerate(encoder.blocks, start=1):
+        branches = 2 * (len(encoder.blocks) if init == "depth" else number)
+        for projection in (block.attn.proj, block.mlp.fc2):
+            projection.weight.div_(branches**0.5)
 
 
 def shape_of(encoder: VisionTransformer) -> Shape:

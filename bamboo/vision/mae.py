@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from bamboo.errors import InputError, unknown
 from bamboo.shapes import DECODER, Patches, Shape, decoder_flops, encoder_flops, find_shape
 from bamboo.vision.decoders import CrossAttentionDecoder, SelfAttentionDecoder
-from bamboo.vision.encoder import block_states, build_encoder, check_maskable, embed, gather, patches_of, shape_of
+from bamboo.vision.encoder import (
+    Init,
+    block_states,
+    build_encoder,
+    check_maskable,
+    embed,
+    gather,
+    patches_of,
+    shape_of,
+)
 from bamboo.vision.pixels import patchify
 
 
@@ -25,6 +34,7 @@ def build_mae(
     decoder: Literal["self", "cross"] = "self",
     decoder_shape: Shape = DECODER,
     mix_layers: bool = False,
+    init: Init = "mae",
 ) -> "MaskedAutoencoder":
     """A freshly initialised masked autoencoder.
 
@@ -39,6 +49,7 @@ def build_mae(
         decoder: `self`-attention over all tokens (He et al. 2022), or `cross`-attention to the visible (CrossMAE).
         decoder_shape: depth, width and heads of the decoder.
         mix_layers: let each block of the cross-attention decoder read its own learned mix of all encoder layers.
+        init: how the encoder starts: `mae`; `depth` or `beit`, whose residual branches are smaller; or `timm`.
 
     Raises:
         InputError: where two of these contradict each other.
@@ -48,12 +59,13 @@ def build_mae(
         raise unknown("decoder", decoder, ("self", "cross"))
     if mix_layers and decoder != "cross":
         raise InputError("mix_layers belongs to the cross-attention decoder: set decoder to 'cross'")
+    encoder = build_encoder(size, patches, init)  # first, so that a seed draws the same encoder under any objective
     head: SelfAttentionDecoder | CrossAttentionDecoder
     if decoder == "cross":
         head = CrossAttentionDecoder(size.width, patches, find_shape(decoder_shape), size.depth if mix_layers else 0)
     else:
         head = SelfAttentionDecoder(size.width, patches, find_shape(decoder_shape))
-    return MaskedAutoencoder(build_encoder(size, patches), head, mask_ratio, predict_ratio, norm_pix)
+    return MaskedAutoencoder(encoder, head, mask_ratio, predict_ratio, norm_pix)
 
 
 class MAEOutput(NamedTuple):
