@@ -1,6 +1,7 @@
 """Every example in the README and in docs/ runs, at a reduced size, in the order in which it is written."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -128,6 +129,14 @@ def test_the_table_of_shapes_in_the_readme_is_what_the_command_prints(capsys):
     command, _, table = console.partition("\n")
     assert main(shlex.split(command.removeprefix("$ bamboo"))) == 0
     assert capsys.readouterr().out.strip() == table.strip()
+
+
+def test_the_picture_of_the_architecture_is_drawn_by_its_script(tmp_path, monkeypatch):
+    out = tmp_path / "architecture.png"
+    monkeypatch.setattr("sys.argv", ["draw_architecture.py", str(out)])
+    runpy.run_path(str(ROOT / "docs" / "images" / "draw_architecture.py"), run_name="__main__")
+    with Image.open(out) as drawn, Image.open(ROOT / "docs" / "images" / "architecture.png") as shown:
+        assert drawn.size == shown.size
 
 
 @pytest.mark.parametrize("page", PAGES)
