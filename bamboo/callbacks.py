@@ -28,8 +28,7 @@ class Throughput(Callback):
         dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
         peak = get_available_flops(trainer.strategy.root_device, dtype)
         flops_per_sample = getattr(pl_module, "flops_per_sample", None)
-        # The utilisation that one sample per second and device stands for.
-        self.unit = flops_per_sample() / peak if peak and flops_per_sample else 0.0
+        self.peak_samples_per_s = peak / flops_per_sample() if peak and flops_per_sample else None
         self._reset()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,8 +55,8 @@ class Throughput(Callback):
         per_device = pl_module.effective_batch() / trainer.accumulate_grad_batches / trainer.world_size
         rate = per_device * self.batches / (self.asked - self.since)
         logs = {"samples_per_s": rate * trainer.world_size, "data_wait_ms": 1000 * self.waited / self.batches}
-        if self.unit:
-            logs["mfu"] = rate * self.unit
+        if self.peak_samples_per_s:
+            logs["mfu"] = rate / self.peak_samples_per_s
         pl_module.log_dict({f"speed/{name}": value for name, value in logs.items()})
         self._reset()
 
@@ -157,13 +156,14 @@ def reads_at_once(device: torch.device) -> bool:
 
 def agree(culprit: str | None, trainer: Trainer) -> str:
     """What to call the culprit, where each process has looked for it in its own batch."""
-    found = [culprit]
-    if trainer.world_size > 1:
-        found = [None] * trainer.world_size
-        distributed.all_gather_object(found, culprit)
-    of = f" (process {{}} of {len(found)})" if len(found) > 1 else ""
-    names = (f"{name}{of.format(rank)}" for rank, name in enumerate(found) if name)
-    return next(names, "not seen when the batch is run again")
+    world = trainer.world_size
+    culprits = [culprit] * world
+    if world > 1:
+        distributed.all_gather_object(culprits, culprit)
+    for rank, name in enumerate(culprits):
+        if name:
+            return f"{name} (process {rank} of {world})" if world > 1 else name
+    return "not seen when the batch is run again"
 
 
 def _last(trainer: Trainer) -> str:

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,22 +27,10 @@ class CAME(torch.optim.Optimizer):
 
     The paper writes sums where this writes means, which gives the same quotients. There is no correction of the bias.
     Tensors with more than two dimensions are stacks of matrices, clipped as a whole. Vectors and scalars have a full
-    second moment and are updated by m. The state is that of Adafactor with momentum: half of AdamW's.
+    second moment and are updated by m. `lr` is 0.5 to 0.9 of what suits AdamW, and the state half as large.
 
     The state is kept in at least 32 bits whatever the parameters are: in bfloat16 an average with a decay of 0.9999
-    would never move. A step waits for nothing on the device.
-
-    Args:
-        params: parameters, or groups of them with options of their own.
-        lr: learning rate; 0.5 to 0.9 of what suits AdamW.
-        betas: decay rates of the update's average, of squared gradients and of squared deviations of the update.
-        eps: added to squared gradients and to squared deviations.
-        clip: bound on the root mean square of u.
-        weight_decay: decoupled weight decay.
-        foreach: treat tensors of one shape together, in bounded groups; otherwise one at a time.
-
-    Raises:
-        InputError: for an option out of its range, and at a step for a sparse or complex gradient.
+    would never move. A step waits for nothing on the device. Sparse and complex gradients are refused.
     """
 
     def __init__(
@@ -54,15 +41,13 @@ class CAME(torch.optim.Optimizer):
         eps: tuple[float, float] = (1e-30, 1e-16),
         clip: float = 1.0,
         weight_decay: float = 0.0,
-        foreach: bool = True,
     ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "weight_decay": weight_decay, "foreach": foreach}
-        super().__init__(params, options)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options of its own. Raises `InputError` for one out of its range."""
         super().add_param_group(param_group)
-        _check(self.param_groups[-1])
+        _check(**{name: self.param_groups[-1][name] for name in self.defaults})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -72,7 +57,7 @@ class CAME(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for params in _alike(group["params"], group["foreach"]):
+            for params in _alike(group["params"]):
                 for param in params:
                     if not self.state[param]:
                         self.state[param] = _zero_state(param)
@@ -82,31 +67,28 @@ class CAME(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, in its own precision, where torch would convert it to that of the parameters."""
         super().load_state_dict(state_dict)
-        ours, theirs = (
-            [i for group in groups for i in group["params"]]
-            for groups in (self.param_groups, state_dict["param_groups"])
-        )
-        for param, index in zip(ours, theirs, strict=True):
+        params = [param for group in self.param_groups for param in group["params"]]
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for param, index in zip(params, saved, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
                 self.state[param][name] = value.to(param.device, _precision(param))
 
 
-def _check(group: dict[str, Any]) -> None:
+def _check(lr: float, betas: tuple[float, ...], eps: tuple[float, ...], clip: float, weight_decay: float) -> None:
     """Raise `InputError` for the first option that is out of its range."""
-    betas, eps = group["betas"], group["eps"]
     rules = {
-        "lr": (group["lr"] >= 0, "0 or more"),
-        "betas": (len(betas) == 3 and all(0 <= beta < 1 for beta in betas), "three numbers from 0 to below 1"),
-        "eps": (len(eps) == 2 and min(eps) >= 0, "two numbers, 0 or more"),
-        "clip": (group["clip"] > 0, "above 0"),
-        "weight_decay": (group["weight_decay"] >= 0, "0 or more"),
+        f"lr must be 0 or more: {lr}": lr >= 0,
+        f"betas must be three numbers from 0 to below 1: {betas}": len(betas) == 3 and all(0 <= b < 1 for b in betas),
+        f"eps must be two numbers, 0 or more: {eps}": len(eps) == 2 and min(eps) >= 0,
+        f"clip must be above 0: {clip}": clip > 0,
+        f"weight_decay must be 0 or more: {weight_decay}": weight_decay >= 0,
     }
-    for name, (holds, expected) in rules.items():
+    for rule, holds in rules.items():
         if not holds:
-            raise InputError(f"CAME: {name} must be {expected}: {group[name]}")
+            raise InputError(f"CAME: {rule}")
 
 
-def _alike(params: list[Tensor], together: bool) -> Iterator[list[Tensor]]:
+def _alike(params: list[Tensor]) -> Iterator[list[Tensor]]:
     """Parameters with a gradient, in groups of one shape, type and device and of a bounded size."""
     groups = defaultdict(list)
     for param in params:
@@ -116,7 +98,7 @@ def _alike(params: list[Tensor], together: bool) -> Iterator[list[Tensor]]:
             groups[param.shape, param.dtype, param.device].append(param)
     for (shape, _, device), group in groups.items():
         most = CPU_GROUP if device.type == "cpu" else DEVICE_GROUP
-        count = max(1, most // shape.numel()) if together else 1
+        count = max(1, most // shape.numel())
         yield from (group[start : start + count] for start in range(0, len(group), count))
 
 
@@ -127,16 +109,18 @@ def _precision(param: Tensor) -> torch.dtype:
 
 def _zero_state(param: Tensor) -> dict[str, Tensor]:
     """The averages of a parameter before its first step."""
-    zeros = partial(torch.zeros, dtype=_precision(param), device=param.device)
-    state = {"exp_avg": torch.zeros_like(param, dtype=_precision(param))}
+    shapes = {"exp_avg": param.shape}
     if param.ndim < 2:
-        return {**state, "exp_avg_sq": zeros(param.shape)}
-    shapes = {"row": param.shape[:-1], "col": (*param.shape[:-2], param.shape[-1])}
-    return state | {f"exp_avg_{of}_{side}": zeros(shape) for of in ("sq", "res") for side, shape in shapes.items()}
+        shapes["exp_avg_sq"] = param.shape
+    else:
+        for of in ("sq", "res"):
+            shapes[f"exp_avg_{of}_row"] = param.shape[:-1]
+            shapes[f"exp_avg_{of}_col"] = param.shape[:-2] + param.shape[-1:]
+    return {name: torch.zeros(shape, dtype=_precision(param), device=param.device) for name, shape in shapes.items()}
 
 
 def _update(params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
-    """One step of K parameters of one shape, in one piece of working memory (K, *shape)."""
+    """One step of parameters (K) of one shape, in one piece of working memory (K, *shape)."""
     lr, (beta1, beta2, beta3), (eps1, eps2) = group["lr"], group["betas"], group["eps"]
     gradients = [param.grad for param in params if param.grad is not None]
     averages = [state["exp_avg"] for state in states]

@@ -1,25 +1,22 @@
 """The clock of a run that time ends: the first process's, for all."""
 
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import distributed
 
-AnyTimer = TypeVar("AnyTimer", bound=Timer)
 
-
-def find_timer(trainer: Trainer, kind: type[AnyTimer] = Timer) -> AnyTimer | None:  # type: ignore[assignment]
+def find_timer(trainer: Trainer) -> Timer | None:
     """The callback that ends a run by its time, `trainer.max_time` for example."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    timers = (callback for callback in callbacks if isinstance(callback, kind))
+    timers = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
     return next((timer for timer in timers if timer.time_remaining() is not None), None)
 
 
 class Clock(Timer):
-    """Lightning's timer, read once per optimizer step, by the first process.
+    """Lightning's timer, read once per optimizer step by the first process, for all.
 
     Lightning's own sends a pickled object in every batch, for which the host waits for a GPU. Here processes exchange a
     number, from CPU to CPU. When the time is up, the step that starts is the last one.

@@ -12,10 +12,6 @@ def compile_in_training(blocks: Iterable[nn.Module], backend: str = "inductor") 
     All blocks of one class share their graphs, of which there may be few (`torch._dynamo.config.recompile_limit`):
     training needs one for each number of tokens. Shapes are fixed, for those of one stack differ from those of another,
     and would otherwise make all of them dynamic. Evaluation has other numbers of tokens and a smaller last batch.
-
-    Args:
-        blocks: blocks of a transformer.
-        backend: of `torch.compile`.
     """
     for block in blocks:
         block.compile(backend=backend, dynamic=False)

@@ -20,10 +20,7 @@ T = TypeVar("T")
 class SampledData(LightningDataModule):
     """A data module whose training order is a pure function of the seed and the epoch.
 
-    Args:
-        batch_size: samples per process and step.
-        num_workers: processes that read samples, per training process.
-        seed: seed of the order.
+    `batch_size` counts samples per process and step, `num_workers` processes that read them per training process.
     """
 
     def __init__(self, batch_size: int, num_workers: int, seed: int):
@@ -33,7 +30,7 @@ class SampledData(LightningDataModule):
         self._restored: Mapping[str, int] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Start from the beginning."""
+        """Forget how far an earlier run was."""
         self._train_loader, self._restored = None, {}
 
     def train_loader(self, samples: Dataset[Any], batch: int) -> Loader:
@@ -49,8 +46,8 @@ class SampledData(LightningDataModule):
     def eval_loader(self, samples: Dataset[Any]) -> DataLoader[Any]:
         """Samples in order, each of them once over all processes."""
         sampler = EvalSampler(samples, self.batch_size, *self.processes)
-        how = {"sampler": sampler, "persistent_workers": self.num_workers > 0, **self.loader_options()}
-        return DataLoader(samples, batch_size=self.batch_size, **how)  # Lightning wants to see the name batch_size
+        options = {"sampler": sampler, "persistent_workers": self.num_workers > 0, **self.loader_options()}
+        return DataLoader(samples, batch_size=self.batch_size, **options)  # Lightning wants to see the name batch_size
 
     @abstractmethod
     def collate_fn(self) -> Callable[[list[Any]], Any]:
@@ -62,7 +59,7 @@ class SampledData(LightningDataModule):
         return self._train_loader.state_dict() if self._train_loader else {}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Go on from there."""
+        """Let the loader start after the batches that the epoch of the state had handed out."""
         self._restored = state_dict
         if self._train_loader:
             self._train_loader.load_state_dict(state_dict)
@@ -86,12 +83,8 @@ class SampledData(LightningDataModule):
 
 
 def from_first_process(read: Callable[[], T]) -> T:
-    """What `read` gives on the first process, sent to the others; all must call this.
-
-    Raises:
-        Exception: on every process, where it is raised on the first, so that none waits for it.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    """What `read` gives on the first process, sent to the others; all must call this, and all raise what it raises."""
+    if not _several_processes():
         return read()
     outcome: list[Any] = [None]
     if distributed.get_rank() == 0:
@@ -109,20 +102,20 @@ def from_first_process(read: Callable[[], T]) -> T:
 
 
 def check_everywhere(check: Callable[[], object]) -> None:
-    """Call `check` on every process; all must call this.
-
-    Raises:
-        InputError: on every process, where `check` raises it on any, so that none waits for another.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    """Call `check` on every process; all must call this, and all raise the `InputError` that it raises on any."""
+    if not _several_processes():
         check()
         return
-    reasons: list[str | None] = [None] * distributed.get_world_size()
+    reason = ""
     try:
         check()
-        reason = None
     except InputError as error:
         reason = f"process {distributed.get_rank()} on {platform.node()}: {error}"
+    reasons = [""] * distributed.get_world_size()
     distributed.all_gather_object(reasons, reason)
     if bad := next(filter(None, reasons), None):
         raise InputError(bad)
+
+
+def _several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -22,10 +22,7 @@ if TYPE_CHECKING:  # torch takes half a gigabyte, which who writes text or table
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary file beside `path` to write into; it takes the place of `path` once it is complete on the disk.
 
-    Missing folders are made. If the body raises, `path` is left as it was and the temporary file is removed.
-
-    Raises:
-        InputError: where the place cannot be written to.
+    Missing folders are made. If the body raises, `path` is left as it was. Raises `InputError` for an unwritable place.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
@@ -93,9 +90,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
             metadata = file.metadata() or {}
-        return (
-            {"model": tensors, "hyper_parameters": json.loads(metadata["bamboo"])} if "bamboo" in metadata else tensors
-        )
+        if "bamboo" not in metadata:
+            return tensors
+        return {"model": tensors, "hyper_parameters": json.loads(metadata["bamboo"])}
     except Exception as error:  # safetensors and json raise many kinds; all mean that the file is damaged
         raise InputError(f"{path} is cut short or no safetensors file: copy or download it again") from error
 

@@ -16,11 +16,6 @@ def leave_out(optimizer: Optimizer, gradients: Sequence[Tensor], bad: Tensor) ->
     """Keep the next update away from the weights where `bad` is 1, without waiting for the device to know.
 
     A fused optimizer then does nothing; another one gets gradients of zero, and so does what its averages say.
-
-    Args:
-        optimizer: the optimizer whose step is next.
-        gradients: the gradients that it will read.
-        bad: scalar, 0 or 1.
     """
     if unscales(optimizer):
         optimizer.found_inf = bad  # type: ignore[attr-defined]  # as `torch.amp.GradScaler` does

@@ -23,21 +23,14 @@ def check_layer_decay(layer_decay: float, written_for: int) -> None:
 def layer_decay_groups(
     encoder: VisionTransformer, layer_decay: float, weight_decay: float, written_for: int = 12
 ) -> list[dict[str, Any]]:
-    """Parameter groups whose `lr_scale` falls from the head, 1, down to the embedding.
+    """Parameter groups of a ViT with its head whose `lr_scale` falls from the head, 1, down to the embedding.
 
     Layer l of a network of `depth` blocks (0 is the embedding) gets the scale that the layer at the same relative depth
     has in a network of `written_for` blocks, layer_decay ** (1 + written_for (1 - l / depth)). At that depth it is the
     published rule, layer_decay ** (depth + 1 - l) (Bao et al. 2022, He et al. 2022); at any depth the total from head
     to embedding is the same, and from block to block the factor is layer_decay ** (written_for / depth).
 
-    Args:
-        encoder: a ViT with its head, and what else is trained with it.
-        layer_decay: factor from one layer to the layer below it, in a network of `written_for` blocks.
-        weight_decay: of matrices; vectors, biases, class token and positions have none.
-        written_for: number of blocks.
-
-    Raises:
-        InputError: where `layer_decay` does not lie between 0 and 1.
+    Weight decay is that of matrices; vectors, biases, class token and positions have none.
     """
     check_layer_decay(layer_decay, written_for)
     step = written_for / len(encoder.blocks)

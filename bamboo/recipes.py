@@ -13,9 +13,6 @@ Schedule = Literal["cosine", "linear", "trapezoid"]
 class Recipe:
     """An optimizer under a schedule that starts with a linear warm-up; the defaults are those of MAE pretraining.
 
-    BERT's schedule is `linear` with a `warmup_share` of 0.01. A triangle, as runs of one day have, is `linear` with a
-    warm-up as long as it rises, 0.75 for example.
-
     Args:
         base_lr: learning rate for an effective batch of 256; the rate used grows in proportion to the batch.
         min_lr: learning rate at the end of the schedule.
@@ -33,9 +30,6 @@ class Recipe:
         decay_share: share of the whole run in which a trapezoid comes down.
         effective_batch: samples that one optimizer step sees, over all processes; as many batches are accumulated as
             that takes, see `accumulation`. 0 for what the processes give, and accumulation as it is configured.
-
-    Raises:
-        InputError: for a value out of its range, or another number of betas than the optimizer takes.
     """
 
     base_lr: float = 1.5e-4
@@ -52,19 +46,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
-        counts = (2, 3) if self.optimizer == "came" else (2,)
-        if len(self.betas) not in counts or not all(0 <= beta < 1 for beta in self.betas):
+        counts = "2 or 3" if self.optimizer == "came" else "2"
+        if str(len(self.betas)) not in counts or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(
-                f"recipe.betas: {self.optimizer} takes {' or '.join(map(str, counts))} numbers from 0 to below 1: "
-                f"{[*self.betas]}"
+                f"recipe.betas: {self.optimizer} takes {counts} numbers from 0 to below 1: {[*self.betas]}"
             )
         for name in ("warmup_share", "decay_share"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise InputError(f"recipe.{name} must lie between 0 and 1: {getattr(self, name)}")
-        if not self.eps >= 0:
-            raise InputError(f"recipe.eps must be 0 or more: {self.eps}")
-        if self.effective_batch < 0:
-            raise InputError(f"recipe.effective_batch must be 0 or more: {self.effective_batch}")
+        for name in ("eps", "effective_batch"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"recipe.{name} must be 0 or more: {getattr(self, name)}")
 
 
 def scaled_lr(base_lr: float, effective_batch: int) -> float:
@@ -73,24 +65,17 @@ def scaled_lr(base_lr: float, effective_batch: int) -> float:
 
 
 def accumulation(effective_batch: int, batch_size: int, processes: int, configured: int = 1) -> int:
-    """Batches to accumulate until a step has seen `effective_batch` samples.
-
-    Args:
-        effective_batch: samples of one optimizer step.
-        batch_size: samples of one process in one batch.
-        processes: how many there are.
-        configured: accumulation that somebody asked for; 1 for none.
+    """Batches of `batch_size` on each process to accumulate until a step has seen `effective_batch` samples.
 
     Raises:
-        InputError: where that is no whole number, naming what would fit, or not what was asked for.
+        InputError: where that is no whole number, naming what would fit, or not the accumulation that is configured.
     """
     at_once, (share, rest) = batch_size * processes, divmod(effective_batch, processes)
     if rest:
-        below = effective_batch // at_once * at_once
+        below = max(1, effective_batch // at_once) * at_once
         raise InputError(
             f"recipe.effective_batch {effective_batch} cannot be shared equally among {processes} processes: take a "
-            f"number of processes that divides it, or an effective batch of {below or at_once} or "
-            f"{(below or at_once) + at_once}"
+            f"number of processes that divides it, or an effective batch of {below} or {below + at_once}"
         )
     if share % batch_size:
         fitting = [size for size in range(1, share + 1) if share % size == 0]
@@ -118,14 +103,7 @@ def scheduled_lr(
 ) -> float:
     """Learning rate after a part of a run: from 0 up to `peak` in a straight line, and in the end down to `floor`.
 
-    Args:
-        done: how far the run is, in the unit of `warmup` and `total`: steps, seconds, or shares of the whole.
-        warmup: length of the way up.
-        total: length of the run; beyond it the rate stays at the floor.
-        peak: highest rate.
-        floor: last rate.
-        schedule: way down, see `Recipe`.
-        decay_share: share of `total` that a trapezoid takes for it.
+    `done`, `warmup` and `total` have one unit: steps, seconds, or shares of the whole run. See `Recipe` for the rest.
     """
     if done < warmup:
         return peak * done / warmup

@@ -19,15 +19,8 @@ class TrainSampler(DistributedSampler[Any]):
     """Pairs `(index, epoch)` in an order that depends on the seed and the epoch alone.
 
     Rank r of W takes the positions r, r + W, ... of the global order, so that what all ranks read for a step is what
-    one process with W times the batch would read. The tail that does not fill a batch on every rank is left out.
+    one process with W times the `batch` would read. The tail that does not fill a batch on every rank is left out.
     It is a `DistributedSampler` so that Lightning sets its epoch and puts no other sampler in its place.
-
-    Args:
-        dataset: what is sampled; only its length matters.
-        batch: samples that one process takes per step.
-        seed: seed of the order.
-        world: number of processes.
-        rank: which of them this is.
 
     Raises:
         InputError: where the data set does not fill one batch on every process.
@@ -49,8 +42,8 @@ class TrainSampler(DistributedSampler[Any]):
         epoch = self.epoch
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         order = torch.randperm(self.size, generator=generator)
-        mine = order[self.rank : len(self) * self.num_replicas : self.num_replicas]
-        for index in mine[self.start * self.batch :].numpy():  # of a list each number would take forty bytes
+        share = order[self.rank : len(self) * self.num_replicas : self.num_replicas]
+        for index in share[self.start * self.batch :].numpy():  # of a list each number would take forty bytes
             yield int(index), epoch
 
 
@@ -59,17 +52,11 @@ class EvalSampler(DistributedSampler[Any]):
 
     All ranks get equally many batches, for a collective operation in the forward pass would wait for ever on a rank
     that has none left, and each batch holds at least one sample wherever there are as many samples as batches.
-
-    Args:
-        dataset: what is sampled; only its length matters.
-        batch: the largest number of samples that one process takes per step.
-        world: number of processes.
-        rank: which of them this is.
     """
 
     def __init__(self, dataset: Dataset[Any], batch: int, world: int = 1, rank: int = 0):
         super().__init__(dataset, num_replicas=world, rank=rank, shuffle=False)
-        self.mine = range(rank, len(dataset), world)  # type: ignore[arg-type]
+        self.indices = range(rank, len(dataset), world)  # type: ignore[arg-type]
         self.batch = batch
         self.steps = math.ceil(self.num_samples / batch)
 
@@ -77,9 +64,9 @@ class EvalSampler(DistributedSampler[Any]):
         return self.steps * self.batch
 
     def __iter__(self) -> Iterator[int]:
-        cuts = [step * len(self.mine) // self.steps for step in range(self.steps + 1)]
+        cuts = [step * len(self.indices) // self.steps for step in range(self.steps + 1)]
         for start, end in pairwise(cuts):
-            yield from self.mine[start:end]
+            yield from self.indices[start:end]
             yield from [NOTHING] * (self.batch - (end - start))
 
 

@@ -36,9 +36,6 @@ class Checkpoints(ModelCheckpoint):
     Args:
         keep_every_n_epochs: keep a checkpoint for good every so many epochs, as `epoch=N.ckpt`; 0 for none.
         options: of Lightning's `ModelCheckpoint`.
-
-    Raises:
-        InputError: for a negative number of epochs.
     """
 
     def __init__(self, keep_every_n_epochs: int = 0, **options: Any) -> None:

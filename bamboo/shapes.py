@@ -21,9 +21,6 @@ class Shape:
         width: size of a token vector (`embed_dim`, `hidden_size`).
         heads: number of attention heads; must divide `width`.
         mlp_ratio: hidden units of the MLP over `width`.
-
-    Raises:
-        InputError: where a number is not positive or `heads` does not divide `width`.
     """
 
     depth: int
@@ -99,11 +96,7 @@ DECODER = Shape(8, 512, 16)
 
 
 def find_shape(shape: str | Shape | Mapping[str, Any]) -> Shape:
-    """A shape by its name, by its numbers, or itself.
-
-    Raises:
-        InputError: for a name that is not in `SHAPES`, or numbers that are no shape.
-    """
+    """A shape by its name, by its numbers, or itself; raises `InputError` for a name or numbers of none."""
     if isinstance(shape, Shape):
         return shape
     if isinstance(shape, Mapping):
@@ -124,16 +117,7 @@ def default_patch_size(name: str) -> int:
 
 @dataclass(frozen=True)
 class Patches:
-    """An image cut into a grid of square patches.
-
-    Args:
-        image_size: height and width in pixels.
-        patch_size: side of a patch in pixels; must divide both.
-        in_chans: channels of a pixel.
-
-    Raises:
-        InputError: where the patch does not divide the image.
-    """
+    """An image, (height, width) in pixels, cut into a grid of square patches; the side of a patch must divide both."""
 
     image_size: tuple[int, int]
     patch_size: int
@@ -216,9 +200,6 @@ def ladder(
     """Shapes as costly as `budget`, from its own width down to half of it, in steps of one head of `head_dim`.
 
     Each has the depth that comes nearest to the budget: equal parameters, or equal forward FLOPs over `tokens` tokens.
-
-    Raises:
-        InputError: where `head_dim` does not divide the width of the budget.
     """
     if head_dim <= 0 or budget.width % head_dim:
         raise InputError(f"heads of {head_dim} do not divide the width {budget.width} of the budget")
@@ -237,9 +218,12 @@ def levine_optimum(parameters: float) -> tuple[float, float]:
     Solves 12 depth width^2 = parameters on width = exp(5.039 + 0.0555 depth), a fit to autoregressive language models.
     Its constants are quoted second-hand; they reproduce the published point of a width near 30,000 at 10^12 parameters.
     """
+
+    def width(depth: float) -> float:
+        return math.exp(5.039 + 0.0555 * depth)
+
     low, high = 0.0, 1000.0
     for _ in range(60):
         depth = (low + high) / 2
-        width = math.exp(5.039 + 0.0555 * depth)
-        low, high = (depth, high) if 12 * depth * width**2 < parameters else (low, depth)
-    return depth, width
+        low, high = (depth, high) if 12 * depth * width(depth) ** 2 < parameters else (low, depth)
+    return low, width(low)

@@ -22,20 +22,14 @@ OF_THE_OPTIMIZER = ("optimizer", "betas", "eps", "weight_decay", "layer_decay", 
 """The options that the state of an optimizer holds, so that a resumed run cannot change them."""
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, so that a checkpoint holds nothing but tensors and plain values."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
 def plain_arguments(arguments: Mapping[str, Any], further: str = "") -> dict[str, Any]:
     """All arguments of a constructor, its `locals()`, as plain values: what `load_from_checkpoint` builds it from.
 
-    Args:
-        arguments: the local variables at the start of the constructor.
-        further: the name of its `**` arguments, which stand beside the others.
+    `further` is the name of its `**` arguments, which stand beside the others.
     """
     named = {name: value for name, value in arguments.items() if name not in ("self", "__class__", further)}
-    return {name: plain(value) for name, value in {**named, **arguments.get(further, {})}.items()}
+    named |= arguments.get(further, {})
+    return {name: asdict(value) if is_dataclass(value) else value for name, value in named.items()}  # type: ignore[arg-type]
 
 
 def is_logged(trainer: Trainer, steps: int) -> bool:
@@ -45,10 +39,9 @@ def is_logged(trainer: Trainer, steps: int) -> bool:
 
 
 class TrainingModule(LightningModule):
-    """A LightningModule that trains by a `Recipe`. A task adds `compute`, the maths of one step.
+    """A LightningModule that trains by a `Recipe`, a mapping where it comes out of a checkpoint.
 
-    Args:
-        recipe: learning rate, schedule and optimizer; as a mapping where it comes out of a checkpoint.
+    A task adds `compute`, the maths of one step.
     """
 
     seed: int
@@ -62,10 +55,9 @@ class TrainingModule(LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step of training; Lightning does the rest.
+        """The loss of one step. The host waits for the device at the steps that are logged alone.
 
-        The host waits for the device at the steps that are logged alone. Lightning reads what the progress bar shows in
-        every batch from then on, so that is kept on the CPU.
+        Lightning reads what the progress bar shows in every batch from then on, so that is kept on the CPU.
         """
         loss, logs = self.compute(batch, batch_idx, "train")
         if is_logged(self.trainer, self.trainer.global_step + 1):
@@ -95,11 +87,7 @@ class TrainingModule(LightningModule):
             checkpoint["batch"] = self.batch()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model, or to go on with another optimizer.
-
-        Raises:
-            InputError: naming the first weight or option that differs.
-        """
+        """Raise `InputError` for the checkpoint of another model, or a resumed run with another optimizer."""
         current, saved = self.state_dict(), checkpoint["state_dict"]
         for name in dict.fromkeys([*current, *saved]):
             here, there = (list(state[name].shape) if name in state else "absent" for state in (current, saved))
@@ -121,33 +109,26 @@ class TrainingModule(LightningModule):
     def on_fit_start(self) -> None:
         """Accumulate batches up to the effective batch of the recipe. Raises `InputError` where that cannot be."""
         if self.recipe.effective_batch:
+            configured = self.trainer.accumulate_grad_batches
             self.trainer.accumulate_grad_batches = accumulation(
-                self.recipe.effective_batch,
-                self._batch_size(),
-                self.trainer.world_size,
-                self.trainer.accumulate_grad_batches,
+                self.recipe.effective_batch, self._batch_size(), self.trainer.world_size, configured
             )
 
     def on_train_start(self) -> None:
         """Fix the schedule, which depends on the data and the devices. Raises `InputError` for a run without an end."""
         steps = float(self.trainer.estimated_stepping_batches)
         self._steps = steps if steps > 0 else math.inf  # -1 stands for no end where the data have no length
-        self._clock = find_timer(self.trainer, Clock)
+        timer = find_timer(self.trainer)
+        self._clock = timer if isinstance(timer, Clock) else None
         if self._clock is None and not math.isfinite(self._steps):
             raise InputError("the schedule needs an end: set trainer.max_epochs, trainer.max_steps or trainer.max_time")
         total = self._steps if self._clock is None else 1.0
-        self._schedule: dict[str, Any] = {
-            "warmup": self._warmup(total),
-            "total": total,
-            "peak": scaled_lr(self.recipe.base_lr, self.effective_batch()),
-            "floor": self.recipe.min_lr,
-            "schedule": self.recipe.schedule,
-            "decay_share": self.recipe.decay_share,
-        }
+        self._warmup, self._total = self._length_of_warmup(total), total
+        self.peak_lr = scaled_lr(self.recipe.base_lr, self.effective_batch())
         if self.trainer.is_global_zero and self.trainer.loggers:
             print(self._summary())
 
-    def _warmup(self, total: float) -> float:
+    def _length_of_warmup(self, total: float) -> float:
         """Length of the warm-up, in the unit of `total`: a share of the run, or epochs out of all epochs."""
         if self.recipe.warmup_share is not None:
             return self.recipe.warmup_share * total
@@ -176,12 +157,13 @@ class TrainingModule(LightningModule):
 
     def batch(self) -> dict[str, int]:
         """What one optimizer step sees: samples of a process in a batch, processes, batches accumulated, and all."""
-        parts = {
-            "batch_size": self._batch_size(),
-            "processes": int(self.trainer.world_size),
-            "accumulate_grad_batches": int(self.trainer.accumulate_grad_batches),
+        size, processes, accumulated = self._batch_size(), self.trainer.world_size, self.trainer.accumulate_grad_batches
+        return {
+            "batch_size": size,
+            "processes": processes,
+            "accumulate_grad_batches": accumulated,
+            "effective_batch": size * processes * accumulated,
         }
-        return {**parts, "effective_batch": math.prod(parts.values())}
 
     def effective_batch(self) -> int:
         """Samples that one optimizer step sees, over all devices and accumulated batches."""
@@ -191,29 +173,26 @@ class TrainingModule(LightningModule):
         """What the run uses, in a line."""
         size, processes, accumulated, samples = self.batch().values()
         steps = "" if math.isinf(self._steps) else f", {self._steps:.0f} steps"
-        warmup, total = self._schedule["warmup"], self._schedule["total"]
         return (
             f"{samples} samples a step ({size} x {processes} processes x {accumulated} accumulated){steps}, "
-            f"a warm-up over {warmup / total:.1%}, learning rate up to {self._schedule['peak']:.3g}"
+            f"a warm-up over {self._warmup / self._total:.1%}, learning rate up to {self.peak_lr:.3g}"
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate: nothing to save, nothing for a resumed run to lose.
+        """Set the learning rate: a pure function of the step, so that a resumed run has nothing to lose.
 
-        It is a pure function of the step. Under `trainer.max_time` it is one of the share of that time that has gone,
-        or of the share of the steps where they have an end that is nearer. Time starts again where a resumed run's
-        checkpoint was saved, and is that of the first process for all.
+        Under `trainer.max_time` it is one of the share of that time that has gone, or of the share of the steps where
+        their end is nearer. Time starts again where a resumed run's checkpoint was saved.
         """
-        lr = scheduled_lr(self._done(), **self._schedule)
+        step = self.trainer.global_step
+        done = step if self._clock is None else max(step / self._steps, self._clock.share)
+        recipe = self.recipe
+        options = (recipe.min_lr, recipe.schedule, recipe.decay_share)
+        lr = scheduled_lr(done, self._warmup, self._total, self.peak_lr, *options)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         if is_logged(self.trainer, self.trainer.global_step + 1):
             self.log("train/lr", torch.tensor(lr))  # a number would be sent to the device, for which the host waits
-
-    def _done(self) -> float:
-        """How far the run is: in steps, or in shares of the whole where time is bounded."""
-        step = self.trainer.global_step
-        return step if self._clock is None else max(step / self._steps, self._clock.share)
 
     def on_validation_start(self) -> None:
         """Count in fp32 under any precision: bf16 counts to 256."""

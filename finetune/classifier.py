@@ -23,8 +23,8 @@ from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import TrainingModule
 from bamboo.vision.encoder import Init, encode, patches_of, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
-from bamboo.vision.images import seed_streams
 from bamboo.vision.pixels import PixelScale
+from bamboo.vision.views import seed_streams
 
 from .building import SCRATCH, ImageSize, class_order, make_encoder
 from .tables import learning_rates
@@ -204,7 +204,7 @@ class Classifier(TrainingModule):
         """Fix the schedule, and show what learning rate each layer has at its peak."""
         super().on_train_start()
         if self.trainer.is_global_zero:
-            print(learning_rates(self.trainer.optimizers[0].param_groups, self._schedule["peak"]))
+            print(learning_rates(self.trainer.optimizers[0].param_groups, self.peak_lr))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate and start the random streams anew, so that a resumed run draws what it would have."""

@@ -1,4 +1,4 @@
-"""Two gloo processes do what one process does with twice the batch."""
+"""Two gloo processes do what one process does with twice the batch, and what one of them sees stops both."""
 
 import os
 import re
@@ -8,65 +8,63 @@ from datetime import timedelta
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import distributed, multiprocessing
 
+import bamboo.callbacks
+from bamboo.callbacks import NonFiniteGuard
 from bamboo.data import from_first_process
 from bamboo.finetune.knn import of_all_processes
+from bamboo.recipes import Recipe
 from bamboo.vision import folders
 from bamboo.vision.data import ImageFolder
 from bamboo.vision.images import Files, Unreadable
-from tests.runs import CONFIGS, ROOT, TINY, load, scalars
+from tests.runs import CONFIGS, ROOT, TINY, fit, last, load, scalars
+from tests.test_steps import QUIET, Images, tiny_mae
 
-DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+IMAGES = [
+    *("--data.init_args.num_workers", "0", "--model.init_args.image_size", "16", "--model.init_args.patch_size", "4"),
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"),
+    *("--model.init_args.recipe.effective_batch", "16"),
+    *("--trainer.callbacks+=tests.interruption.SaveGradients", "--trainer.callbacks.path=gradients.pt"),
+]
 
 
-def run(folder, verb, *args, config="pretrain/quickstart.yaml"):
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "bamboo", verb, "--config", str(CONFIGS / config), *TINY, *args]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+def test_two_processes_train_evaluate_and_accumulate_as_one(tmp_path, image_root, monkeypatch, capsys):
+    """The same images in a batch over all processes, so the same masks; 13 images to validate on."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    monkeypatch.chdir(one)
+    words = [*IMAGES, "--data.init_args.root", str(image_root)]
+    assert fit(*words, "--data.init_args.batch_size", "8", config="pretrain/image_folder.yaml") == 0
+    outputs = [capsys.readouterr().out]
+    command = [sys.executable, "-m", "bamboo", "fit", "--config", str(CONFIGS / "pretrain/image_folder.yaml"), *TINY]
+    halves = ["--data.init_args.batch_size", "4", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words, *halves], cwd=two, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    outputs.append(done.stdout)
+    assert "16 samples a step (4 x 2 processes x 2 accumulated), 4 steps" in done.stdout
 
-
-def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
-    steps = ["--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1"]
-    probed = []
-    for name, batch, devices in (("one", "64", []), ("two", "32", DDP)):
-        gradients = ["--trainer.callbacks+=tests.interruption.SaveGradients", "--trainer.callbacks.path=gradients.pt"]
-        out = run(tmp_path / name, "fit", *steps, "--data.init_args.batch_size", batch, *devices, *gradients)
-        probed.append(re.findall(r"nearest neighbours, (.*): +([\d.]+) %", out))
-    one, two = (torch.load(tmp_path / name / "gradients.pt", weights_only=True) for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, gradient in one.items():
-        torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-6)
-    assert [name for name, _ in probed[0]] == ["raw pixels", "untrained encoder"]
-    assert probed[0] == probed[1]
-    runs = [tmp_path / name / "runs/quickstart/version_0" for name in ("one", "two")]
-    rates = [scalars(folder, "train/lr") for folder in runs]
-    assert rates[0] == rates[1]
-    assert max(rates[0].values()) > 0
-    weights = [load(folder / "checkpoints/last.ckpt")["state_dict"] for folder in runs]
+    gradients = [torch.load(folder / "gradients.pt", weights_only=True) for folder in (one, two)]
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+    checkpoints = [last(folder, name="image-folder") for folder in (one, two)]
+    weights = [load(checkpoint)["state_dict"] for checkpoint in checkpoints]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
+    for tag in ("train/lr", "val/samples", "val/loss"):
+        logged = [scalars(checkpoint.parent.parent, tag) for checkpoint in checkpoints]
+        assert logged[1] == pytest.approx(logged[0], abs=1e-4), tag
+        assert max(logged[0].values()) > 0
+    assert set(scalars(checkpoints[1].parent.parent, "val/samples").values()) == {13}
+    probed = [re.findall(r"nearest neighbours, (.*): +([\d.]+) %", out) for out in outputs]
+    assert [name for name, _ in probed[0]] == ["raw pixels", "untrained encoder", "trained encoder"]
+    assert probed[0][:2] == probed[1][:2]
 
 
-def test_evaluation_on_two_processes_counts_every_sample_once(tmp_path, image_root):
-    folder = [
-        *("--data.init_args.root", str(image_root)),
-        *("--data.init_args.num_workers", "0", "--trainer.accelerator", "cpu"),
-    ]
-    losses = []
-    for batch, devices in (("8", []), ("4", DDP)):  # the same images in a step, so the same masks
-        size = ["--data.init_args.batch_size", batch]
-        out = run(tmp_path, "validate", *folder, *size, *devices, config="pretrain/image_folder.yaml")
-        results = dict(re.findall(r"(val/\w+)\W+([\d.]+)", out))
-        assert float(results["val/samples"]) == 13
-        losses.append(float(results["val/loss"]))
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-
-
-def said(call):
+def outcome(call):
     """What `call` gives, or the error that it raises, in words."""
     try:
         return call()
@@ -74,26 +72,71 @@ def said(call):
         return f"{type(error).__name__}: {error}"
 
 
-def meet(rank, folder, root):
-    """What one of two processes sees, saved for the test."""
-    meeting = {"init_method": f"file://{folder}/meeting", "timeout": timedelta(seconds=60)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2, **meeting)
+def data_of_a_folder(rank, root):
+    """Who walks the folders, what each process gets of it, and what each is told of what only one can see."""
     walks, scan = [], folders.scan
     folders.scan = lambda folder, *args: walks.append(str(folder)) or scan(folder, *args)
-    data = ImageFolder(str(root))
-    data.setup()
-    results = {"names": [data.sources.val.name(i) for i in range(13)], "walks": len(walks)}
-    results["classes"] = data.classes
-    results["missing"] = said(ImageFolder(str(root / "none")).setup)
-    results["unexpected"] = said(lambda: from_first_process(lambda: 1 / rank))
+    data = ImageFolder(str(root), predict_root=str(root / "val"))
+    data.setup("fit")
+    results = {"names": [data.sources.val.name(i) for i in range(13)], "classes": data.classes, "walks": len(walks)}
+    walks.clear()
+    data.setup("predict")
+    results |= {"predicted": [data.predict_source().name(i) for i in range(13)], "predict_walks": len(walks)}
+    results["missing"] = outcome(ImageFolder(str(root / "none")).setup)
+    results["unexpected"] = outcome(lambda: from_first_process(lambda: 1 / rank))
     results["rows"] = of_all_processes(torch.full((rank + 1, 2), rank)).tolist()
+    read = Files.read
     if rank == 1:  # as if the files were on the other machine alone
 
         def unreadable(files, index):
             raise Unreadable(files.name(index))
 
         Files.read = unreadable
-    results["elsewhere"] = said(ImageFolder(str(root)).setup)
+    results["elsewhere"] = outcome(ImageFolder(str(root)).setup)
+    Files.read = read
+    return results
+
+
+def train(module, data, *callbacks, **options):
+    options = {"logger": False, "use_distributed_sampler": False, "max_epochs": 1, **QUIET, **options}
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", callbacks=[*callbacks], **options)
+    error = outcome(lambda: trainer.fit(module, datamodule=data))
+    return trainer.global_step, error
+
+
+class SaveRates(Callback):
+    """Keeps the learning rate of every step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def a_bad_batch_of_one_process(rank):
+    bamboo.callbacks.reads_at_once = lambda device: False
+    module = tiny_mae()
+    steps, error = train(module, Images(spoil={2: float("nan")} if rank == 1 else {}), NonFiniteGuard())
+    return {"steps": steps, "error": error, "finite": all(w.isfinite().all().item() for w in module.parameters())}
+
+
+def a_run_that_a_clock_ends():
+    rates = SaveRates()
+    recipe = Recipe(base_lr=1e-3, schedule="linear", warmup_share=0.5)
+    train(tiny_mae(recipe=recipe), Images(), rates, max_epochs=-1, max_time=timedelta(seconds=1.5))
+    return rates.rates
+
+
+def meet(rank, folder, root):
+    """What one of two processes sees, saved for the tests."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GROUP_RANK": "0"}
+    torch.set_num_threads(1)
+    meeting = {"init_method": f"file://{folder}/meeting", "timeout": timedelta(seconds=60)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2, **meeting)
+    results = data_of_a_folder(rank, root)
+    results |= {"guard": a_bad_batch_of_one_process(rank), "rates": a_run_that_a_clock_ends()}
     torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -106,20 +149,37 @@ def seen(tmp_path_factory, image_root):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def test_one_process_walks_the_folder_and_the_others_get_its_list(seen, image_root):
-    assert [one["walks"] for one in seen] == [2 * 3, 0]  # train/ and val/, with two classes in each
+def test_one_process_walks_the_folders_and_the_others_get_its_list(seen, image_root):
+    assert [results["walks"] for results in seen] == [2 * 3, 0]  # train/ and val/, with two classes in each
+    assert [results["predict_walks"] for results in seen] == [3, 0]
     expected = sorted(map(str, (image_root / "val").rglob("*.jpg")))
-    assert seen[0]["names"] == seen[1]["names"] == expected
-    assert seen[0]["classes"] == seen[1]["classes"] == ("ant", "bee")
+    for results in seen:
+        assert results["names"] == results["predicted"] == expected
+        assert results["classes"] == ("ant", "bee")
 
 
 def test_what_fails_on_one_process_is_raised_by_all_so_that_none_hangs(seen, image_root):
-    for one in seen:
-        assert one["missing"].startswith(f"InputError: {image_root / 'none'}: no such folder")
-        assert "ZeroDivisionError" in one["unexpected"]
-        assert one["elsewhere"].startswith("InputError: process 1 on ")
-        assert "none of its 32 images can be read" in one["elsewhere"]
+    for results in seen:
+        assert results["missing"].startswith(f"InputError: {image_root / 'none'}: no such folder")
+        assert "ZeroDivisionError" in results["unexpected"]
+        assert results["elsewhere"].startswith("InputError: process 1 on ")
+        assert "none of its 32 images can be read" in results["elsewhere"]
 
 
 def test_uneven_rows_are_gathered_whole(seen):
-    assert [one["rows"] for one in seen] == [[[0, 0], [1, 1], [1, 1]]] * 2
+    assert [results["rows"] for results in seen] == [[[0, 0], [1, 1], [1, 1]]] * 2
+
+
+def test_two_processes_of_which_one_sees_a_bad_batch_stop_together(seen):
+    first, second = (results["guard"] for results in seen)
+    assert first == second
+    assert (first["steps"], first["finite"]) == (3, True)
+    assert first["error"].startswith("InputError: the loss is not finite at step 2: ")
+    assert "is the batch's 'image' (process 1 of 2); " in first["error"]
+
+
+def test_all_processes_follow_the_clock_of_the_first(seen):
+    first, second = (results["rates"] for results in seen)
+    assert len(first) > 2
+    assert len(set(first)) == len(first)
+    assert first == second

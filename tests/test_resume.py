@@ -17,7 +17,7 @@ from tests.runs import CONFIGS, ROOT, TINY, fit, last, load, same, scalars
 
 RUN = [
     *("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"),
-    *("--data.init_args.batch_size", "200"),  # 7 steps in an epoch
+    *("--data.init_args.fraction", "0.2", "--data.init_args.batch_size", "40"),  # 7 steps in an epoch
     *("--checkpoint.every_n_train_steps", "1", "--checkpoint.keep_every_n_epochs", "1"),
 ]
 
@@ -47,7 +47,7 @@ def assert_equal_runs(ours, theirs, resumed_after):
 
 
 # Within the first epoch, at its end, within the second.
-@pytest.mark.parametrize(("step", "workers"), [(3, "0"), (3, "2"), (7, "0"), (10, "2")])
+@pytest.mark.parametrize(("step", "workers"), [(3, "0"), (7, "0"), (10, "2")])
 def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, step, workers):
     monkeypatch.chdir(tmp_path)
     run = [*RUN, "--data.init_args.num_workers", workers]
@@ -97,21 +97,15 @@ def test_a_second_name_outlives_the_first_and_needs_no_links(tmp_path, monkeypat
         assert [path.name for path in tmp_path.iterdir()] == ["second"]
 
 
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        (
-            ["recipe.optimizer", "came"],
-            "the checkpoint was trained with optimizer adamw, and the configuration says came",
-        ),
-        (["recipe.weight_decay", "0.3"], "weight_decay 0.05, and the configuration says 0.3"),
-    ],
-)
-def test_a_run_does_not_go_on_with_another_optimizer(uninterrupted, tmp_path, monkeypatch, capsys, options, part):
+def test_a_run_does_not_go_on_with_another_optimizer(uninterrupted, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    other = [f"--model.init_args.{options[0]}", options[1]]
-    assert fit(*RUN, *other, "--ckpt_path", str(last(uninterrupted))) == 2
-    assert part in capsys.readouterr().err.splitlines()[-1]
+    for name, now, part in (
+        ("optimizer", "came", "was trained with optimizer adamw, and the configuration says came"),
+        ("weight_decay", "0.3", "weight_decay 0.05, and the configuration says 0.3"),
+    ):
+        other = [f"--model.init_args.recipe.{name}", now]
+        assert fit(*RUN, *other, "--ckpt_path", str(last(uninterrupted))) == 2
+        assert part in capsys.readouterr().err.splitlines()[-1]
     arguments = ["--config", str(CONFIGS / "pretrain/quickstart.yaml"), *TINY, *other]
     assert main(["validate", *arguments, "--ckpt_path", str(last(uninterrupted))]) == 0  # which needs no optimizer
 

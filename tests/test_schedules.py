@@ -1,15 +1,10 @@
 """Learning rates beside hand-written tables and transformers' schedules, and runs that a clock ends."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
 from bamboo.came import CAME
@@ -18,7 +13,7 @@ from bamboo.errors import InputError
 from bamboo.optimizers import build_optimizer
 from bamboo.recipes import Recipe, scaled_lr, scheduled_lr
 from tests.interruption import Interruption
-from tests.runs import CONFIGS, ROOT, SHORT_WARMUP, TINY, fit, last, load, same, scalars
+from tests.runs import CONFIGS, SHORT_WARMUP, TINY, fit, last, load, same, scalars
 
 RECIPE = "--model.init_args.recipe"
 LINE = [f"{RECIPE}.schedule", "linear", f"{RECIPE}.base_lr", "1e-3"]
@@ -26,19 +21,6 @@ PLAIN = [word for word in TINY if word not in SHORT_WARMUP]  # the warm-up is th
 QUICKSTART = ["fit", "--config", str(CONFIGS / "pretrain/quickstart.yaml")]
 EVERY_STEP = ["--trainer.log_every_n_steps", "1"]
 PEAK = scaled_lr(1e-3, 128)
-
-
-class SaveRates(Callback):
-    """Writes down the learning rate of every step, for each process."""
-
-    def __init__(self):
-        self.rates = []
-
-    def on_train_batch_end(self, trainer, *_):
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    def on_train_end(self, trainer, *_):
-        Path(f"rates_{trainer.global_rank}.json").write_text(json.dumps(self.rates))
 
 
 # A run of 100 with a warm-up of 10, peak 2 and floor 1; the trapezoid comes down over the last 40.
@@ -117,7 +99,6 @@ def test_a_recipe_that_cannot_be_is_one_line(options, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([f"{RECIPE}.betas", "[0.9, 0.99, 0.999]"], "recipe.betas: adamw takes 2 numbers"),
         ([f"{RECIPE}.schedule", "triangle"], "recipe.schedule: expected one of ['cosine', 'linear', 'trapezoid']"),
         ([f"{RECIPE}.optimizer", "adam"], "recipe.optimizer: expected one of ['adamw', 'lars', 'came']"),
         (["--trainer.max_epochs", "-1"], "set trainer.max_epochs, trainer.max_steps or trainer.max_time"),
@@ -147,7 +128,7 @@ def test_steps_decide_where_their_end_is_nearer_than_that_of_time(tmp_path, monk
 
 def test_time_drives_the_schedule_to_its_floor_and_a_resumed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    budget = ["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:06", f"{RECIPE}.warmup_share", "0"]
+    budget = ["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:04", f"{RECIPE}.warmup_share", "0"]
     run = [*LINE, *budget, *EVERY_STEP, "--checkpoint.every_n_train_steps", "1"]
     optimizer = [f"{RECIPE}.optimizer", "came", f"{RECIPE}.betas", "[0.9, 0.99, 0.999]"]
     with pytest.raises(Interruption):
@@ -164,17 +145,18 @@ def test_time_drives_the_schedule_to_its_floor_and_a_resumed_run_goes_on_where_i
 
     assert fit(*run, *optimizer, "--ckpt_path", "last") == 0
     rates = scalars(last(tmp_path).parent.parent, "train/lr")
-    times = [6 * (1 - rate / PEAK) for _, rate in sorted(rates.items())]
+    times = [4 * (1 - rate / PEAK) for _, rate in sorted(rates.items())]
     assert times == sorted(times)
     assert times[0] < 2
     assert elapsed - 1e-3 <= times[5] < elapsed + 2
-    assert 4 < times[-1] <= 6 + 1e-3
-    assert load(last(tmp_path))["callbacks"]["Timer"]["time_elapsed"]["train"] >= 6
+    assert 2 < times[-1] <= 4 + 1e-3
+    assert load(last(tmp_path))["callbacks"]["Timer"]["time_elapsed"]["train"] >= 4
 
 
 def test_a_resumed_run_with_came_equals_the_uninterrupted_one(tmp_path, monkeypatch):
     words = [
         *("--trainer.max_steps", "8", "--checkpoint.every_n_train_steps", "1", f"{RECIPE}.optimizer", "came"),
+        *("--data.init_args.fraction", "0.2", "--data.init_args.batch_size", "40", "--trainer.callbacks", "[]"),
         *(f"{RECIPE}.schedule", "trapezoid", f"{RECIPE}.warmup_share", "0.25", f"{RECIPE}.decay_share", "0.5"),
     ]
     runs = {}
@@ -191,18 +173,3 @@ def test_a_resumed_run_with_came_equals_the_uninterrupted_one(tmp_path, monkeypa
     assert runs["whole"]["global_step"] == runs["halves"]["global_step"] == 8
     for part in ("state_dict", "optimizer_states"):
         assert same(runs["whole"][part], runs["halves"][part])
-
-
-def test_all_processes_follow_the_clock_of_the_first(tmp_path):
-    words = [
-        *(*LINE, f"{RECIPE}.warmup_share", "0.5", "--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:03"),
-        *("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.callbacks+=tests.test_schedules.SaveRates"),
-    ]
-    command = [sys.executable, "-m", "bamboo", *QUICKSTART, *TINY]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    first, second = (json.loads((tmp_path / f"rates_{rank}.json").read_text()) for rank in range(2))
-    assert len(first) > 2
-    assert len(set(first)) == len(first)
-    assert first == second

@@ -1,9 +1,6 @@
 """What a training step does besides its maths: it waits for no device, compiles once, and stops at bad numbers."""
 
 import csv
-import os
-import subprocess
-import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +27,6 @@ from bamboo.shapes import Shape
 from bamboo.vision.data import Digits
 from bamboo.vision.heads import set_drop_path
 from bamboo.vision.pretraining import MAEPretraining
-from tests.runs import ROOT
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 SIZES = {"image_size": 32, "patch_size": 8, "in_chans": 1}
@@ -443,31 +439,3 @@ def test_gradients_that_overflow_under_fp16_are_left_to_the_scaler():
             NonFiniteGuard(),
             plugins=[MixedPrecision("16-mixed", "cpu")],
         )
-
-
-def test_two_processes_of_which_one_sees_a_bad_batch_stop_together(tmp_path):
-    script = """
-from lightning.pytorch import Trainer
-from bamboo.callbacks import NonFiniteGuard
-from bamboo.errors import InputError
-from tests.test_steps import Images, QUIET, tiny_mae
-OPTIONS = {"logger": False, "use_distributed_sampler": False, **QUIET}
-import bamboo.callbacks
-bamboo.callbacks.reads_at_once = lambda device: False
-trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, callbacks=[NonFiniteGuard()], **OPTIONS)
-module = tiny_mae()
-data = Images(spoil={2: float("nan")} if trainer.global_rank == 1 else {})
-try:
-    trainer.fit(module, datamodule=data)
-except InputError as error:
-    finite = all(weight.isfinite().all() for weight in module.parameters())
-    open(f"{trainer.global_rank}.txt", "w").write(f"{trainer.global_step} {finite} {error}")
-"""
-    (tmp_path / "run.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "run.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    first, second = (Path(tmp_path / f"{rank}.txt").read_text() for rank in range(2))
-    assert first == second, done.stderr
-    assert first.startswith("3 True the loss is not finite at step 2: ")
-    assert "is the batch's 'image' (process 1 of 2); " in first

@@ -7,6 +7,7 @@ from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
+from bamboo import __version__
 from bamboo.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -18,32 +19,24 @@ TRAINING = {
     "predict": "run a checkpoint over a data set",
 }
 COMMANDS = {
-    "shapes": (
-        "bamboo.cli.commands:shapes",
-        "list depths and widths, their parameters and FLOPs, and equal-cost ladders",
-    ),
+    "shapes": ("bamboo.cli.commands:shapes", "list depths and widths, parameters and FLOPs, and equal-cost ladders"),
     "reconstruct": ("bamboo.cli.commands:reconstruct", "show what a masked autoencoder makes of your images"),
-    "profile": (
-        "bamboo.analysis.command:profile_command",
-        "measure how alike tokens grow with depth, in any model",
-    ),
+    "profile": ("bamboo.analysis.command:profile_command", "measure how alike tokens grow with depth, in any model"),
     "knn": ("bamboo.finetune.commands:knn", "classify images by nearest neighbours on frozen features"),
     "probe": ("bamboo.finetune.commands:probe", "train a linear probe on every layer of a frozen encoder"),
     "export": ("bamboo.cli.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
     "tokenize": (
         "bamboo.text.commands:tokenize",
-        "turn text into a packed corpus, with a vocabulary of its own or a given one",
+        "turn text into a packed corpus, with a vocabulary of its own or not",
     ),
     "fill": ("bamboo.cli.commands:fill", "let a masked language model fill in [MASK]"),
     "glue": ("bamboo.finetune.glue.commands:glue", "fine-tune and score a text encoder on the tasks of GLUE"),
     "glue-compare": ("bamboo.finetune.glue.commands:glue_compare", "set the scores of two encoders side by side"),
-    "study": (
-        "bamboo.study.commands:study",
-        "compare shapes, objectives and seeds, and judge the paper's claims",
-    ),
+    "study": ("bamboo.study.commands:study", "compare shapes, objectives and seeds, and judge the paper's claims"),
     "study-report": ("bamboo.study.commands:study_report", "merge finished studies into one report"),
     "scaling": ("bamboo.scaling.commands:scaling", "fit scaling laws to finished runs"),
 }
+"""Where the function of each verb is, and what it does."""
 
 
 def help_text() -> str:
@@ -54,40 +47,34 @@ def help_text() -> str:
         "usage: bamboo COMMAND [OPTIONS]\n\n"
         "How deep and how narrow should a transformer be?\n\n"
         f"commands:\n{verbs}\n\n"
-        "`bamboo COMMAND --help` lists the options of a command."
+        "`bamboo COMMAND --help` lists the options of a command, `bamboo --version` says which release this is."
     )
 
 
 def main(args: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, or 2 with one line on standard error for bad input."""
     args = sys.argv[1:] if args is None else args
-    if not args or args[0] in ("-h", "--help"):
-        print(help_text())
+    if not args or args[0] in ("-h", "--help", "--version"):
+        print(f"bamboo {__version__}" if args == ["--version"] else help_text())
         return 0
     try:
-        _run(args)
+        if args[0] in TRAINING:
+            from bamboo.fit.lightning import run
+
+            run(args)
+        elif args[0] in COMMANDS:
+            _call(*args)
+        else:
+            raise unknown("command", args[0], [*TRAINING, *COMMANDS])
     except BrokenPipeError:  # whoever reads, `head` for example, has seen enough
         sys.stderr.close()
-        return 0
     except InputError as error:
         print(f"bamboo: error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _run(args: list[str]) -> None:
-    verb, *rest = args
-    if verb in TRAINING:
-        from bamboo.fit.lightning import run
-
-        run(args)
-    elif verb in COMMANDS:
-        _call(verb, rest)
-    else:
-        raise unknown("command", verb, [*TRAINING, *COMMANDS])
-
-
-def _call(verb: str, args: list[str]) -> None:
+def _call(verb: str, *args: str) -> None:
     from jsonargparse import ArgumentError
 
     from bamboo.fit.parse_errors import one_line
@@ -113,17 +100,17 @@ def make_parser(verb: str, function: Callable[..., None]) -> "ArgumentParser":
     parser = ArgumentParser(prog=f"bamboo {verb}", description=COMMANDS[verb][1], exit_on_error=False)
     described = {entry.arg_name: entry.description for entry in parse(function.__doc__ or "").params}
     for name, parameter in signature(function, eval_str=True).parameters.items():
-        kind: dict[str, Any] = {"type": parameter.annotation, "help": described[name]}
+        options: dict[str, Any] = {"type": parameter.annotation, "help": described[name]}
         if get_origin(parameter.annotation) is list:
-            kind |= {"type": get_args(parameter.annotation)[0], "nargs": "+"}
+            options |= {"type": get_args(parameter.annotation)[0], "nargs": "+"}
         if parameter.annotation is bool:
-            kind = {"action": "store_true", "help": described[name]}
+            options = {"action": "store_true", "help": described[name]}
         if parameter.kind is not parameter.KEYWORD_ONLY:
-            parser.add_argument(name, **kind)
+            parser.add_argument(name, **options)
         elif parameter.default is parameter.empty:
-            parser.add_argument(f"--{name}", required=True, **kind)
+            parser.add_argument(f"--{name}", required=True, **options)
         else:
-            parser.add_argument(f"--{name}", default=parameter.default, **kind)
+            parser.add_argument(f"--{name}", default=parameter.default, **options)
     return parser
 
 

@@ -1,6 +1,5 @@
 """The verbs that do one thing and end. Signatures and docstrings are the command line: `bamboo VERB --help`."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +8,6 @@ from bamboo.shapes import (
     DECODER,
     SHAPES,
     Patches,
-    Shape,
     decoder_flops,
     decoder_parameters,
     default_patch_size,
@@ -47,27 +45,25 @@ def shapes(
     if budget is None:
         _print_named(image_size)
     else:
-        patches = Patches.of(image_size, default_patch_size(budget))
-        _print_ladder(budget, ladder(find_shape(budget), head_dim, equal, patches.count + 1), patches)
+        _print_ladder(budget, head_dim, equal, Patches.of(image_size, default_patch_size(budget)))
 
 
 def _print_named(image_size: int) -> None:
-    rows = []
+    rows = [
+        ["shape", "depth x width", "heads", "patch", "blocks", "encoder", "full", "masked", "decoder", "decoder"],
+        ["", "", "", "px", "M params", "M params", "GFLOPs", "GFLOPs", "M params", "GFLOPs"],
+    ]
     for name, shape in SHAPES.items():
         patches = Patches.of(image_size, default_patch_size(name))
         visible = patches.visible(MASK_RATIO)
-        rows.append(
-            [
-                *(name, str(shape), str(shape.heads), str(patches.patch_size)),
-                *(_millions(shape.parameters), _millions(encoder_parameters(shape, patches))),
-                *(_giga(encoder_flops(shape, patches)), _giga(encoder_flops(shape, patches, visible))),
-                _millions(decoder_parameters(DECODER, shape, patches)),
-                _giga(decoder_flops(DECODER, shape, patches, visible, patches.count - visible)),
-            ]
-        )
-    header = ["shape", "depth x width", "heads", "patch", "blocks", "encoder", "full", "masked", "decoder", "decoder"]
-    units = ["", "", "", "px", "M params", "M params", "GFLOPs", "GFLOPs", "M params", "GFLOPs"]
-    print(table([header, units, *rows]))
+        costs = [
+            *(shape.parameters / 1e6, encoder_parameters(shape, patches) / 1e6),
+            *(encoder_flops(shape, patches) / 1e9, encoder_flops(shape, patches, visible) / 1e9),
+            decoder_parameters(DECODER, shape, patches) / 1e6,
+            decoder_flops(DECODER, shape, patches, visible, patches.count - visible) / 1e9,
+        ]
+        rows.append([name, str(shape), str(shape.heads), str(patches.patch_size), *(f"{cost:.1f}" for cost in costs)])
+    print(table(rows))
     print(
         f"\nFLOPs of one forward pass over a {image_size} px image; a multiply-accumulate counts as two. Masked: "
         f"{MASK_RATIO:.0%} of the\npatches hidden. The decoder is MAE's, {DECODER} with {DECODER.heads} heads.\n"
@@ -75,20 +71,19 @@ def _print_named(image_size: int) -> None:
     )
 
 
-def _print_ladder(budget: str, steps: Iterable[Shape], patches: Patches) -> None:
+def _print_ladder(budget: str, head_dim: int, equal: Literal["parameters", "flops"], patches: Patches) -> None:
     base, visible = find_shape(budget), patches.visible(MASK_RATIO)
     rows = [
         ["depth x width", "heads", "blocks", "", "full", "", "masked"],
         ["", "", "M params", "", "GFLOPs", "", "GFLOPs"],
     ]
-    for shape in steps:
-        flops = encoder_flops(shape, patches)
+    for shape in ladder(base, head_dim, equal, patches.count + 1):
+        flops, masked = encoder_flops(shape, patches), encoder_flops(shape, patches, visible)
         rows.append(
             [
-                *(str(shape), str(shape.heads), _millions(shape.parameters)),
-                f"{shape.parameters / base.parameters - 1:+.1%}",
-                *(_giga(flops), f"{flops / encoder_flops(base, patches) - 1:+.1%}"),
-                _giga(encoder_flops(shape, patches, visible)),
+                *(str(shape), str(shape.heads), f"{shape.parameters / 1e6:.1f}"),
+                *(f"{shape.parameters / base.parameters - 1:+.1%}", f"{flops / 1e9:.1f}"),
+                *(f"{flops / encoder_flops(base, patches) - 1:+.1%}", f"{masked / 1e9:.1f}"),
             ]
         )
     depth, width = levine_optimum(base.parameters)
@@ -97,14 +92,6 @@ def _print_ladder(budget: str, steps: Iterable[Shape], patches: Patches) -> None
         f"\nThe depth-width law of Levine et al. 2020 puts its optimum for {base.parameters / 1e6:.0f} M parameters at "
         f"{depth:.0f} x {width:.0f}.\n" + LEVINE_NOTE
     )
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.1f}"
-
-
-def _giga(number: int) -> str:
-    return f"{number / 1e9:.1f}"
 
 
 def reconstruct(checkpoint: Path, images: list[Path], *, out: Path, seed: int = 0) -> None:
@@ -119,8 +106,9 @@ def reconstruct(checkpoint: Path, images: list[Path], *, out: Path, seed: int = 
     from tqdm import tqdm
 
     from bamboo.checkpoints import load_mae, pixel_scale
-    from bamboo.vision.images import evaluation_view, read_image
+    from bamboo.vision.images import read_image
     from bamboo.vision.reconstruction import note_for, reconstruct, save_panel
+    from bamboo.vision.views import evaluation_view
 
     mae, scale = load_mae(checkpoint), pixel_scale(checkpoint)
     height, width = mae.encoder.patch_embed.img_size
@@ -146,8 +134,8 @@ def fill(sentence: str, *, model: str, top: int = 5) -> None:
     opened = load_text(model)
     filled = guess(opened.model, opened.tokenizer, sentence, top)
     print(*opened.notes, filled_in(sentence, filled), sep="\n")
-    for number, one in enumerate(filled, 1):
-        rows = zip(one.words, one.probabilities, strict=True)
+    for number, guesses in enumerate(filled, 1):
+        rows = zip(guesses.words, guesses.probabilities, strict=True)
         print(f"[MASK] {number}: " + ", ".join(f"{word} {probability:.1%}" for word, probability in rows))
 
 

@@ -5,6 +5,7 @@ and `${shape.patch_size}` are those of the model's shape, and `sizes: [base]` le
 """
 
 import re
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,11 +20,7 @@ from bamboo.shapes import SHAPES, default_patch_size, find_shape
 
 
 def find_config(name: str | Path) -> Path:
-    """The path of a configuration: a file, or one that the package ships, by its name, such as `pretrain/quickstart`.
-
-    Raises:
-        InputError: for the name of neither.
-    """
+    """The path of a configuration: a file, or one of the package by its name, such as `pretrain/quickstart`."""
     path = Path(name).expanduser()
     if path.suffix or (path.exists() and not path.is_dir()):  # finetune/glue is a folder of the repository too
         return path
@@ -40,11 +37,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def compose(*paths: Path) -> DictConfig:
-    """Configurations over one another and over their bases, later ones on top; interpolations are left as they stand.
-
-    Raises:
-        InputError: for a file that is missing or is not a YAML mapping.
-    """
+    """Configurations over one another and over their bases, later ones on top; interpolations are left."""
     merged: dict[str, Any] = {}
     for layer in (layer for path in paths for layer in _layers(path)):
         merged = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(merged, _appended(merged, layer))))
@@ -86,16 +79,23 @@ def compose_arguments(args: list[str]) -> list[str]:
     """A command line whose `--config` files have become one composed text, with interpolations resolved.
 
     An interpolation such as `${seed_everything}` sees what the rest of the command line says of a configured key.
-
-    Raises:
-        InputError: as `compose` and `resolve` do.
+    A value of `null` goes into the text, for jsonargparse takes none for `--model.init_args.recipe.warmup_share`.
     """
-    paths, rest = _split_off_configs(args)
+    paths, words = _split_off_configs(args)
     if not paths:
         return args
     config = compose(*map(find_config, paths))
-    plain = cast(dict[str, Any], OmegaConf.to_container(config))
-    overrides = [f"{key}={value}" for key, value in _overrides(rest) if select(plain, key) is not None]
+    configured = cast(dict[str, Any], OmegaConf.to_container(config))
+    overrides: list[str] = []
+    rest: list[str] = []
+    for option in _options(words):
+        name, _, value = "=".join(option).partition("=")
+        key = re.sub(r"^--(model|data)\.(?!init_args|class_path)", r"--\1.init_args.", name)[2:]
+        is_null = value == "null" and key.startswith(("model.", "data."))
+        if is_null or (value and select(configured, key) is not None):
+            overrides.append(f"{key}={value}")
+        if not is_null:
+            rest += option
     merged = cast(DictConfig, OmegaConf.merge(config, OmegaConf.from_dotlist(overrides)))
     return [*rest[:1], "--config", OmegaConf.to_yaml(OmegaConf.create(resolve(merged))), *rest[1:]]
 
@@ -111,38 +111,34 @@ def select(config: Mapping[str, Any], key: str) -> Any:
 def resolve(config: Mapping[str, Any], complete: bool = True) -> dict[str, Any]:
     """A composed configuration without interpolations.
 
-    Args:
-        config: the configuration.
-        complete: whether a value that is left open (`???`) is an error.
-
     Raises:
-        InputError: where a value is left open, an interpolation leads nowhere, or the recipe is for other sizes than
-            that of the shape.
+        InputError: where a value is left open (`???`) in a `complete` configuration, an interpolation leads nowhere, or
+            the recipe is for other sizes than that of the shape.
     """
     open_config = OmegaConf.create(cast(dict[str, Any], config))
     sizes, arguments = open_config.pop("sizes", None), OmegaConf.select(open_config, "model.init_args")
     try:
         if isinstance(arguments, DictConfig) and "shape" in arguments:
             open_config.shape = _names_of_shape(arguments.shape, sizes)
-        plain = OmegaConf.to_container(open_config, resolve=True, throw_on_missing=complete)
+        container = OmegaConf.to_container(open_config, resolve=True, throw_on_missing=complete)
     except MissingMandatoryValue as error:
         raise InputError(f"the configuration leaves a value open: give --{error.full_key} VALUE") from error
     except OmegaConfBaseException as error:
         raise InputError(f"cannot resolve the configuration: {' '.join(str(error).split())}") from error
-    resolved = cast(dict[str, Any], plain)
+    resolved = cast(dict[str, Any], container)
     resolved.pop("shape", None)
     return resolved
 
 
-def _names_of_shape(given: Any, sizes: Sequence[str] | None) -> dict[str, Any]:
+def _names_of_shape(configured: Any, sizes: Sequence[str] | None) -> dict[str, Any]:
     """What the model's shape is called and its patch size, both for interpolations; null is that of the encoder."""
-    if given is None:
+    if configured is None:
         return {"name": "of-encoder", "patch_size": None}
-    shape = find_shape(given)
+    shape = find_shape(configured)
     name = next((name for name, named in SHAPES.items() if named == shape), str(shape))
     size = name.rpartition("-")[2]
     if sizes is not None and name in SHAPES and size not in sizes:
-        others = [file for file, path in shipped_configs().items() if size in compose(path).get("sizes", ())]
+        others = [file for file, path in shipped_configs().items() if size in OmegaConf.load(path).get("sizes", ())]
         raise InputError(
             f"this recipe is for shapes of size {', '.join(sizes)}, and model.init_args.shape is {name}: "
             f"recipes for it are {', '.join(others)}"
@@ -151,23 +147,21 @@ def _names_of_shape(given: Any, sizes: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _split_off_configs(args: list[str]) -> tuple[list[str], list[str]]:
-    paths: list[str] = []
-    rest: list[str] = []
-    words = iter(args)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    try:
+        known, rest = parser.parse_known_args(args)
+    except ArgumentError as error:
+        raise InputError("--config needs the path of a configuration") from error
+    return known.config, rest
+
+
+def _options(words: list[str]) -> list[list[str]]:
+    """A command line in pieces: an option with its value, or one word."""
+    pieces: list[list[str]] = []
     for word in words:
-        name, equals, value = word.partition("=")
-        if name not in ("-c", "--config"):
-            rest.append(word)
-        elif value := value if equals else next(words, ""):
-            paths.append(value)
+        if pieces and len(pieces[-1]) == 1 and re.match(r"--[^=]+$", pieces[-1][0]) and not word.startswith("--"):
+            pieces[-1].append(word)
         else:
-            raise InputError(f"{name} needs the path of a configuration")
-    return paths, rest
-
-
-def _overrides(words: list[str]) -> Iterator[tuple[str, str]]:
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
-        name, equals, value = word.partition("=")
-        if name.startswith("--") and (equals or not following.startswith("--")):
-            key = re.sub(r"^(model|data)\.(?!init_args|class_path)", r"\1.init_args.", name[2:])
-            yield key, value if equals else following
+            pieces.append([word])
+    return pieces

@@ -52,8 +52,8 @@ class BambooCLI(LightningCLI):
         if not isinstance(logger, Namespace):
             raise InputError("--ckpt_path last needs the logger of the run: give the path of a checkpoint instead")
         runs = Path(logger.init_args.save_dir) / logger.init_args.name
-        found = runs.glob("version_*/checkpoints/last.ckpt")
-        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        checkpoints = runs.glob("version_*/checkpoints/last.ckpt")
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
             raise InputError(f"no run to continue: there is no checkpoint last.ckpt below {runs}")
         config.ckpt_path = str(newest)
@@ -82,25 +82,13 @@ def _check_strategy(strategy: str | Namespace) -> None:
         )
 
 
-def _input_error_behind(error: BaseException) -> InputError | None:
-    """The `InputError` that jsonargparse wrapped on its way out of a constructor."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__ or cause.__context__
-    return cause
-
-
 def run(args: list[str]) -> None:
     """Run one of Lightning's verbs. Raises `InputError` for what a person got wrong."""
     _cli(compose_arguments(args), save_config_kwargs={"overwrite": True})
 
 
 def build(config: str) -> BambooCLI:
-    """Model, data and trainer of a configuration, given as the text of its YAML; nothing runs.
-
-    Raises:
-        InputError: for what a person got wrong in it.
-    """
+    """Model, data and trainer of a configuration, given as the text of its YAML; nothing runs."""
     return _cli(["--config", config], run=False, save_config_callback=None)
 
 
@@ -116,7 +104,16 @@ def _cli(args: list[str], **kwargs: Any) -> BambooCLI:
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from error
     except ValueError as error:
-        known = _input_error_behind(error)
-        if known is None and not str(error).startswith("Does not validate"):
-            raise
-        raise known or InputError(one_line(str(error), args)) from None
+        raise _as_input_error(error, args) from None
+
+
+def _as_input_error(error: ValueError, args: list[str]) -> ValueError:
+    """The `InputError` that jsonargparse wrapped on its way out of a constructor, or what it or Lightning says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if str(error).startswith("You selected an invalid"):  # strategy or accelerator
+        return InputError(str(error).split(". Example")[0])
+    return InputError(one_line(str(error), args)) if str(error).startswith("Does not validate") else error

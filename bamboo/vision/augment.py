@@ -12,11 +12,9 @@ from bamboo.vision.pixels import PixelScale
 
 
 class RandAugment(nn.Module):
-    """timm's RandAugment (Cubuk et al. 2020) of a byte image (C, H, W); it draws from Python's and NumPy's streams.
+    """timm's RandAugment (Cubuk et al. 2020) of a byte image (1 or 3, H, W); draws from Python's and NumPy's streams.
 
-    Args:
-        policy: in timm's notation; `rand-m9-mstd0.5-inc1` is two operations of magnitude 9, spread by 0.5.
-        in_chans: their channels, 1 or 3.
+    The policy `rand-m9-mstd0.5-inc1` is two operations of magnitude 9, spread by 0.5.
 
     Raises:
         InputError: for a policy that is no RandAugment of timm's, or other channels.
@@ -55,10 +53,6 @@ class Erase(nn.Module):
     """timm's random erasing (Zhong et al. 2020) of a byte image (C, H, W): noise in a rectangle, pixel by pixel.
 
     The noise is standard normal on the scale that `PixelScale` has by default, cut off at black and white.
-
-    Args:
-        probability: of erasing.
-        in_chans: channels of the images.
     """
 
     def __init__(self, probability: float, in_chans: int = 3):

@@ -1,8 +1,5 @@
-"""The image data modules: digits that need no download, folders of images, and torchvision's own data sets."""
+"""The image data sets: digits that need no download, folders of images, and torchvision's own."""
 
-import logging
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,163 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from bamboo.data import SampledData, check_everywhere, from_first_process
+from bamboo.data import check_everywhere, from_first_process
 from bamboo.errors import InputError
-from bamboo.sampling import EvalSampler, Loader
 from bamboo.seeds import derive_seed
 from bamboo.vision.folders import Sources, all_images, check_readable, folder_sources
-from bamboo.vision.images import MODES, Arrays, EvalImages, Source, TrainImages, collate
-from bamboo.vision.subsets import few
-
-log = logging.getLogger(__name__)
-
-
-class ImageData(SampledData):
-    """What all image data share; a batch is `{"image": uint8 (B, C, H, W), "label": int64 (B,), "skipped": paths}`.
-
-    Args:
-        image_size: height and width in pixels; one number for a square.
-        in_chans: channels to read: 1 is grey, 3 is RGB, 4 is RGB with alpha.
-        batch_size: training views, and validation images, per process and step.
-        num_workers: processes that read images, per training process.
-        repeat: views of an image, which is decoded once for all of them; must divide `batch_size`.
-        crop_scale: smallest share of an image's area in a training view.
-        flip: probability that a training view is mirrored.
-        seed: seed of the order, the views, the split and the subset.
-        augment: a RandAugment policy of timm's for training views, such as `rand-m9-mstd0.5-inc1`.
-        erase: probability that a rectangle of a training view becomes noise.
-        fraction: share of each class to train on.
-        shots: images of each class to train on, instead of a fraction.
-
-    Raises:
-        InputError: where one of these cannot be.
-    """
-
-    def __init__(
-        self,
-        image_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        repeat: int = 1,
-        crop_scale: float = 0.2,
-        flip: float = 0.5,
-        seed: int = 0,
-        augment: str | None = None,
-        erase: float = 0.0,
-        fraction: float = 1.0,
-        shots: int | None = None,
-    ):
-        super().__init__(batch_size, num_workers, seed)
-        self.size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-        self.in_chans, self.repeat, self.crop_scale, self.flip = in_chans, repeat, crop_scale, flip
-        self.augment, self.erase, self.fraction, self.shots = augment, erase, fraction, shots
-        self.skipped: set[str] = set()
-        if in_chans not in MODES:
-            raise InputError(f"in_chans must be one of {', '.join(map(str, MODES))} to read images, got {in_chans}")
-        if min(*self.size, batch_size, repeat) <= 0 or num_workers < 0:
-            raise InputError("image_size, batch_size and repeat must be positive, num_workers must not be negative")
-        if batch_size % repeat:
-            raise InputError(f"batch_size {batch_size} counts views, so repeat {repeat} must divide it")
-        if not (0 < crop_scale <= 1 and 0 <= flip <= 1):
-            raise InputError(f"crop_scale and flip must be shares of one, got {crop_scale} and {flip}")
-        if not (0 <= erase <= 1 and 0 < fraction <= 1) or (shots is not None and (shots < 1 or fraction != 1)):
-            raise InputError(
-                f"erase and fraction must be shares of one, shots positive and instead of a fraction, got {erase}, "
-                f"{fraction} and {shots}"
-            )
-
-    @abstractmethod
-    def read_sources(self) -> Sources:
-        """Find the images; raises `InputError` where there are none."""
-
-    @cached_property
-    def sources(self) -> Sources:
-        """The images, found at the first use; of those to train on, the part that is asked for."""
-        found = self.read_sources()
-        return found._replace(train=few(found.train, self.fraction, self.shots, self.seed))
-
-    @property
-    def labelled(self) -> Source:
-        """The training images that have labels, if any: those to train on, unless a data set has others."""
-        return self.sources.train
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, 0 where the images have no labels."""
-        return int(self.labelled.labels.max()) + 1
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes: those of the folders, else numbers."""
-        return self.labelled.classes or tuple(map(str, range(self.num_classes)))
-
-    def predict_source(self) -> Source:
-        """The images that `predict` runs over: those to validate on."""
-        return self.sources.val
-
-    def setup(self, stage: str | None = None) -> None:
-        """Find the images, so that bad input shows before anything starts."""
-        _ = self.sources
-        super().setup(stage)
-
-    def train_dataloader(self) -> Loader:
-        """Shuffled random views of this process's share of the images."""
-        how = (self.crop_scale, self.flip, self.repeat, self.seed, self.augment, self.erase)
-        images = TrainImages(self.sources.train, self.size, *how)
-        return self.train_loader(images, self.batch_size // self.repeat)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Whole images, each of them once over all processes."""
-        return self.eval_loader(EvalImages(self.sources.val, self.size))
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Whole images of `predict_source`, each of them once over all processes."""
-        return self.eval_loader(EvalImages(self.predict_source(), self.size))
-
-    def probe_loaders(self, limit: int | None = None, shared: bool = False) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        """Whole labelled training images and validation images, in order, for a probe of the features.
-
-        Args:
-            limit: read at most so many of each, evenly spread.
-            shared: deal them to the processes, in place of all of them to every process.
-        """
-        return self.probe_loader(self.labelled, limit, shared), self.probe_loader(self.sources.val, limit, shared)
-
-    def probe_loader(self, source: Source, limit: int | None = None, shared: bool = False) -> DataLoader[Any]:
-        """Whole images of any source, as `probe_loaders` gives them."""
-        images = EvalImages(_spread(source, limit), self.size)
-        sampler = EvalSampler(images, self.batch_size, *self.processes) if shared else None
-        return DataLoader(images, batch_size=self.batch_size, sampler=sampler, **self.loader_options())
-
-    def collate_fn(self) -> Callable[[list[Any]], Any]:
-        """Images, labels and the paths of what cannot be read, batched."""
-        return collate
-
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Name every image that could not be read, once."""
-        for path in batch["skipped"]:
-            if path not in self.skipped:
-                self.skipped.add(path)
-                log.warning("skipped an image that cannot be read, the %d. so far: %s", len(self.skipped), path)
-        return batch
+from bamboo.vision.image_data import ImageData as ImageData
+from bamboo.vision.images import Arrays, Source
 
 
 class Digits(ImageData):
     """The 1,797 handwritten digits that come with scikit-learn, 8 x 8 grey pixels, enlarged once to `image_size`.
 
     A fifth of each class is held out. Digits are not mirrored, and cropped less than photographs.
-
-    Args:
-        image_size: height and width in pixels; one number for a square.
-        in_chans: channels, all alike.
-        crop_scale: smallest share of an image's area in a training view.
-        flip: probability that a training view is mirrored.
-        **kwargs: arguments of `ImageData`.
     """
 
     def __init__(
@@ -200,7 +55,7 @@ class ImageFolder(ImageData):
     With `train/` in it, training images come from there and validation images from `val/`, or else `test/`. Without,
     or without either of the latter, a part is held out. Where all images lie in two or more sub-folders, the
     sub-folder is the class; else there are no labels. Validation images may also lie in `val/` without sub-folders,
-    with a file that says their classes.
+    with a file that says their classes. One process walks the folders, and the others get its lists.
 
     Args:
         root: the folder; `~` is expanded.
@@ -231,17 +86,23 @@ class ImageFolder(ImageData):
         """The files, with their classes."""
         return folder_sources(self.root, self.in_chans, self.val_fraction, self.seed, self.val_labels)
 
+    @cached_property
+    def predicted(self) -> Source:
+        """The images of `predict_root`, or else those to validate on."""
+        return all_images(self.predict_root, self.in_chans, self.classes) if self.predict_root else self.sources.val
+
     def setup(self, stage: str | None = None) -> None:
-        """Find the images: one process walks the folder and the others get its list, and all can read from it."""
+        """Find the images, and see that every process can read them."""
         self.sources = from_first_process(lambda: self.sources)
-        check_everywhere(lambda: check_readable(self.sources.train, self.root))
+        check_everywhere(lambda: check_readable(self.sources.train))
+        if stage == "predict":
+            self.predicted = from_first_process(lambda: self.predicted)
+            check_everywhere(lambda: check_readable(self.predicted))
         super().setup(stage)
 
     def predict_source(self) -> Source:
         """The images of `predict_root`, or else those to validate on."""
-        if self.predict_root is None:
-            return self.sources.val
-        return all_images(self.predict_root, self.in_chans, self.classes)
+        return self.predicted
 
 
 class TorchvisionData(ImageData):
@@ -299,16 +160,10 @@ class TorchvisionData(ImageData):
         return getattr(datasets, self.data_set)(self.root, download=download, **options)
 
 
-def _spread(source: Source, limit: int | None) -> Source:
-    if limit is None or limit >= len(source):
-        return source
-    return source.subset(np.arange(limit) * len(source) // limit)
-
-
 def _arrays(dataset: Any, in_chans: int) -> Arrays:
     images = torch.from_numpy(dataset.data)  # STL10's is a transposed view of 2.8 GB, which is not copied
     images = images.movedim(-1, 1) if images.shape[-1] == 3 else images  # CIFAR has channels last, STL10 first
-    labels: Sequence[int] = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
     return Arrays(_with_channels(images, in_chans), np.asarray(labels, np.int64))
 
 

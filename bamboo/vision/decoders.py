@@ -18,14 +18,8 @@ from bamboo.shapes import DECODER, Patches, Shape
 from bamboo.vision.encoder import fix_positions, gather, init_weights
 
 
-class SelfAttentionDecoder(nn.Module):
-    """The decoder of He et al. 2022: blocks of self-attention over visible and mask tokens together.
-
-    Args:
-        width_in: width of the encoder.
-        patches: the images that are predicted.
-        shape: depth, width and heads of the decoder.
-    """
+class Decoder(nn.Module):
+    """What both decoders have in common; `width_in` is the width of the encoder."""
 
     all_layers = False
 
@@ -35,23 +29,36 @@ class SelfAttentionDecoder(nn.Module):
         self.embed = nn.Linear(width_in, shape.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.empty(1, patches.count, shape.width))
-        kinds = [Block] * (shape.depth - 1) + [LastBlock]
-        self.blocks = nn.ModuleList(
-            kind(shape.width, shape.heads, shape.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for kind in kinds
-        )
+        self.blocks = nn.ModuleList(self.make_blocks(shape))
         self.norm = LayerNorm(shape.width)
         self.pred = nn.Linear(shape.width, patches.values)
         self.apply(init_weights)
         nn.init.normal_(self.mask_token, std=0.02)
         fix_positions(self.pos_embed, patches.grid)
 
+    def make_blocks(self, shape: Shape) -> list[nn.Module]:
+        """The blocks of the decoder."""
+        raise NotImplementedError
+
+    def queries(self, masked: Tensor) -> Tensor:
+        """Mask tokens (B, M, W) at positions (B, M)."""
+        return self.mask_token + gather(self.pos_embed, masked)
+
+
+class SelfAttentionDecoder(Decoder):
+    """The decoder of He et al. 2022: blocks of self-attention over visible and mask tokens together."""
+
+    def make_blocks(self, shape: Shape) -> list[nn.Module]:
+        """timm's blocks, the last of which gives the masked tokens alone."""
+        kinds = [Block] * (shape.depth - 1) + [LastBlock]
+        return [kind(shape.width, shape.heads, shape.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for kind in kinds]
+
     def forward(self, states: Sequence[Tensor], keep: Tensor, masked: Tensor) -> Tensor:
         """Predict the masked patches; the last block and the prediction compute their positions alone."""
         context = self.embed(states[-1])
         prefix = context.shape[1] - keep.shape[1]
         visible = context[:, prefix:] + gather(self.pos_embed, keep)
-        queries = self.mask_token + gather(self.pos_embed, masked)
-        tokens = torch.cat([context[:, :prefix], visible, queries.to(visible.dtype)], dim=1)
+        tokens = torch.cat([context[:, :prefix], visible, self.queries(masked).to(visible.dtype)], dim=1)
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens)
@@ -68,31 +75,22 @@ class LastBlock(Block):
         return cast(Tensor, out + self.mlp(self.norm2(out)))
 
 
-class CrossAttentionDecoder(nn.Module):
+class CrossAttentionDecoder(Decoder):
     """The decoder of CrossMAE (Fu et al. 2024): mask tokens ask the encoder's output and do not see one another.
 
-    Args:
-        width_in: width of the encoder.
-        patches: the images that are predicted.
-        shape: depth, width and heads of the decoder.
-        mix_layers: the number of encoder blocks, if each decoder block is to read its own learned mix of all their
-            outputs; it starts at the last output alone. 0 reads the last output.
+    Where the number of encoder blocks is given as `mix_layers`, each decoder block reads its own learned mix of all
+    their outputs, which starts at the last output alone.
     """
 
     def __init__(self, width_in: int, patches: Patches, shape: Shape = DECODER, mix_layers: int = 0):
-        super().__init__()
-        self.shape, self.all_layers = shape, mix_layers > 0
-        self.embed = nn.Linear(width_in, shape.width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width))
-        self.pos_embed = nn.Parameter(torch.empty(1, patches.count, shape.width))
-        self.blocks = nn.ModuleList(CrossAttentionBlock(shape) for _ in range(shape.depth))
-        self.norm = LayerNorm(shape.width)
-        self.pred = nn.Linear(shape.width, patches.values)
+        super().__init__(width_in, patches, shape)
+        self.all_layers = mix_layers > 0
         if mix_layers:
             self.mix = nn.Parameter(torch.eye(mix_layers)[-1].repeat(shape.depth, 1))
-        self.apply(init_weights)
-        nn.init.normal_(self.mask_token, std=0.02)
-        fix_positions(self.pos_embed, patches.grid)
+
+    def make_blocks(self, shape: Shape) -> list[nn.Module]:
+        """Blocks of cross-attention."""
+        return [CrossAttentionBlock(shape) for _ in range(shape.depth)]
 
     def forward(self, states: Sequence[Tensor], keep: Tensor, masked: Tensor) -> Tensor:
         """Predict the masked patches from what the encoder made of the visible ones."""
@@ -100,7 +98,7 @@ class CrossAttentionDecoder(nn.Module):
             contexts = list(self.embed(torch.einsum("kl,lbtd->kbtd", self.mix, torch.stack(list(states)))))
         else:
             contexts = [self.embed(states[-1])] * len(self.blocks)
-        queries = self.mask_token + gather(self.pos_embed, masked)
+        queries = self.queries(masked)
         for block, context in zip(self.blocks, contexts, strict=True):
             queries = block(queries, context)
         return cast(Tensor, self.pred(self.norm(queries)))

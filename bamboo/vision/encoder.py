@@ -19,11 +19,7 @@ Init = Literal["mae", "depth", "beit", "timm"]
 def build_encoder(shape: Shape, patches: Patches, init: Init = "mae", **kwargs: Any) -> VisionTransformer:
     """A ViT without a head at a shape, with a class token and fixed 2-D sin-cos positions.
 
-    Args:
-        shape: depth, width, heads.
-        patches: image size, patch size and channels.
-        init: the rule of `init_encoder`.
-        kwargs: further arguments of `timm.models.vision_transformer.VisionTransformer`, such as `drop_path_rate`.
+    `init` is the rule of `init_encoder`, `kwargs` are further arguments of timm's `VisionTransformer`.
     """
     encoder = VisionTransformer(
         img_size=patches.image_size,
@@ -94,9 +90,6 @@ def fix_positions(positions: nn.Parameter, grid: tuple[int, int]) -> None:
     """Write 2-D sin-cos positions into `positions` (1, prefix + rows x columns, width), zero for the prefix; freeze it.
 
     The first half of a vector codes the column and the second half the row, the order of the reference MAE release.
-
-    Raises:
-        InputError: where the width is not a multiple of four.
     """
     count, width = grid[0] * grid[1], positions.shape[-1]
     if width % 4:
@@ -108,11 +101,7 @@ def fix_positions(positions: nn.Parameter, grid: tuple[int, int]) -> None:
 
 
 def check_maskable(encoder: nn.Module) -> VisionTransformer:
-    """The encoder itself, if masking can run it: a plain timm ViT with absolute positions.
-
-    Raises:
-        InputError: names what stands in the way.
-    """
+    """The encoder itself, a plain timm ViT with absolute positions; else raises `InputError` for what is in the way."""
     if not isinstance(encoder, VisionTransformer):
         raise InputError(f"masking needs a timm VisionTransformer, got {type(encoder).__name__}")
     if encoder.pos_embed is None:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,22 +29,15 @@ class Sources(NamedTuple):
 def folder_sources(
     root: Path, in_chans: int, val_fraction: float = 0.05, seed: int = 0, val_labels: Path | None = None
 ) -> Sources:
-    """The images of a folder in any of the layouts that `ImageFolder` describes.
-
-    Raises:
-        InputError: where there is no image that can be read, a class without images, or the classes of training and
-            validation differ.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; expected a folder of images, or one with train/ and val/ in it")
+    """The images of a folder in any of the layouts that `ImageFolder` describes."""
     train_root = root / "train" if (root / "train").is_dir() else root
-    train = _scan_source(train_root, in_chans)
+    train = _scan_source(train_root, in_chans, ", or one with train/ and val/ in it")
     held_out = [root / name for name in ("val", "test") if (root / name).is_dir()] if train_root != root else []
     if not held_out:
-        return _hold_out(train, val_fraction, seed, root)
+        return _hold_out(train, val_fraction, seed)
     val = _scan_source(held_out[0], in_chans)
     if val_labels:
-        val.labels = read_labels(val_labels, val, train.classes)
+        val = replace(val, labels=read_labels(val_labels, val, train.classes))
     elif train.classes != val.classes:
         only = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
         raise InputError(f"{held_out[0]}: its class folders must be those of {train_root}; in one of them only: {only}")
@@ -51,18 +45,12 @@ def folder_sources(
 
 
 def all_images(root: Path, in_chans: int, classes: tuple[str, ...]) -> Source:
-    """Every image of a folder; those in a sub-folder that bears the name of a class have its label, others -1.
-
-    Raises:
-        InputError: where there is no such folder, or no image in it that can be read.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; expected a folder of images")
+    """Every image of a folder; those in a sub-folder that bears the name of a class have its label, others -1."""
     files = _scan_source(root, in_chans)
-    if files.classes:
-        numbers = [classes.index(name) if name in classes else -1 for name in files.classes]
-        files.labels = np.array(numbers, np.int64)[files.labels]
-    return files
+    if not files.classes:
+        return files
+    numbers = [classes.index(name) if name in classes else -1 for name in files.classes]
+    return replace(files, labels=np.array(numbers, np.int64)[files.labels])
 
 
 def read_labels(path: Path, files: Files, classes: tuple[str, ...]) -> NDArray[np.int64]:
@@ -75,23 +63,26 @@ def read_labels(path: Path, files: Files, classes: tuple[str, ...]) -> NDArray[n
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the labels {path}: {error}") from error
-    names = [os.fsdecode(name).rpartition("/")[2] for name in files.names]
-    places = {key: place for place, name in enumerate(names) for key in (name, name.rpartition(".")[0])}
-    numbers = {**{str(number): number for number in range(len(classes))}, **{c: i for i, c in enumerate(classes)}}
+    class_numbers = {**{str(number): number for number in range(len(classes))}, **{c: i for i, c in enumerate(classes)}}
+    file_numbers = _numbers_by_name(files)
     labels = np.full(len(files), -1, np.int64)
-    for number, line in enumerate(lines, start=1):
-        name, *told = re.split(r"[,\s]+", line.strip())
-        place = places.get(name.rpartition("/")[2])
-        if place is None:  # a heading, or a file that is not there
+    for line_number, line in enumerate(lines, start=1):
+        name, class_name, *_ = [*re.split(r"[,\s]+", line.strip()), ""]
+        file_number = file_numbers.get(name.rpartition("/")[2])
+        if file_number is None:  # a heading, or a file that is not there
             continue
-        if not told or told[0] not in numbers:
-            raise InputError(
-                f"{path}, line {number}: class {' '.join(told[:1])!r} has no folder among the {len(classes)}"
-            )
-        labels[place] = numbers[told[0]]
+        if class_name not in class_numbers:
+            raise InputError(f"{path}, line {line_number}: class {class_name!r} has no folder among the {len(classes)}")
+        labels[file_number] = class_numbers[class_name]
     if labels.min() < 0:
         raise InputError(f"{path} has no line for {files.name(int(labels.argmin()))}")
     return labels
+
+
+def _numbers_by_name(files: Files) -> dict[str, int]:
+    """The index of each file by its name, with and without the ending."""
+    names = [os.fsdecode(name).rpartition("/")[2] for name in files.names]
+    return {key: number for number, name in enumerate(names) for key in (name, name.rpartition(".")[0])}
 
 
 def scan(folder: Path | str, prefix: str = "") -> Iterator[str]:
@@ -106,45 +97,49 @@ def scan(folder: Path | str, prefix: str = "") -> Iterator[str]:
                 yield prefix + entry.name
 
 
-def _scan_source(root: Path, in_chans: int) -> Files:
-    """The images of a folder, with classes where it is made of class folders."""
+def _scan_source(root: Path, in_chans: int, alternative: str = "") -> Files:
+    """The images of a folder, with classes where it is made of two or more class folders."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; expected a folder of images{alternative}")
     paths = list(scan(root))
     if not paths:
         raise InputError(f"{root}: no images in it; expected files that end in {' '.join(EXTENSIONS)}")
     folders = [path.partition("/")[0] for path in paths]
     classes = sorted(set(folders)) if all("/" in path for path in paths) else []
-    if len(classes) > 1:
+    classes = classes if len(classes) > 1 else []
+    if classes:
         _check_filled(root, classes)
-    numbers = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else {}
+    numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers.get(folder, -1) for folder in folders], np.int64)
-    files = Files(root, np.array([os.fsencode(path) for path in paths]), labels, in_chans, tuple(numbers))
-    check_readable(files, root)
+    files = Files(root, np.array([os.fsencode(path) for path in paths]), labels, in_chans, tuple(classes))
+    check_readable(files)
     return files
 
 
 def _check_filled(root: Path, classes: list[str]) -> None:
     """A class folder without images would give the classes after it other numbers than elsewhere."""
-    found = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    empty = sorted(found - set(classes))
+    folders = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    empty = sorted(folders - set(classes))
     if empty:
         raise InputError(f"{root / empty[0]}: a class folder without images; fill it or remove it")
 
 
-def check_readable(files: Source, root: Path) -> None:
+def check_readable(source: Source) -> None:
     """Raise `InputError` where none of the images can be read."""
-    for index in range(len(files)):
+    for index in range(len(source)):
         try:
-            files.read(index)
+            source.read(index)
             return
         except Unreadable:
             continue
-    raise InputError(f"{root}: none of its {len(files)} images can be read, the first is {files.name(0)}")
+    where = f"{source.root}: " if isinstance(source, Files) else ""
+    raise InputError(f"{where}none of its {len(source)} images can be read, the first is {source.name(0)}")
 
 
-def _hold_out(source: Files, fraction: float, seed: int, root: Path) -> Sources:
-    if len(source) < 2:
-        raise InputError(f"{root}: expected at least two images, one to train on and one to validate on")
+def _hold_out(files: Files, fraction: float, seed: int) -> Sources:
+    if len(files) < 2:
+        raise InputError(f"{files.root}: expected at least two images, one to train on and one to validate on")
     generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
-    order = torch.randperm(len(source), generator=generator).numpy()
-    count = min(max(1, round(fraction * len(source))), len(source) - 1)
-    return Sources(source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count])))
+    order = torch.randperm(len(files), generator=generator).numpy()
+    count = min(max(1, round(fraction * len(files))), len(files) - 1)
+    return Sources(files.subset(np.sort(order[count:])), files.subset(np.sort(order[:count])))

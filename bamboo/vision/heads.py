@@ -70,11 +70,7 @@ class TensorDropPath(DropPath):
 
 
 def set_drop_path(encoder: VisionTransformer, rate: float) -> None:
-    """Let the branches of a block be left out at random, with a probability that grows from 0 to `rate` at the top.
-
-    Raises:
-        InputError: where the rate does not lie between 0 and 1.
-    """
+    """Let the branches of a block be left out at random, with a probability that grows from 0 to `rate` at the top."""
     if not 0 <= rate < 1:
         raise InputError(f"drop_path must be at least 0 and below 1, got {rate}")
     for block, share in zip(encoder.blocks, calculate_drop_path_rates(rate, len(encoder.blocks)), strict=True):
@@ -90,5 +86,5 @@ def plain_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return weights
     weight = weights["head.1.weight"].double() * (weights["head.0.running_var"].double() + 1e-6).rsqrt()
     bias = weights["head.1.bias"].double() - weight @ weights["head.0.running_mean"].double()
-    plain = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
-    return {**plain, "head.weight": weight.to(torch.float32), "head.bias": bias.to(torch.float32)}
+    others = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
+    return {**others, "head.weight": weight.to(torch.float32), "head.bias": bias.to(torch.float32)}

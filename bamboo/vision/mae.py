@@ -9,17 +9,8 @@ from torch import Tensor, nn
 
 from bamboo.errors import InputError, unknown
 from bamboo.shapes import DECODER, Patches, Shape, decoder_flops, encoder_flops, find_shape
-from bamboo.vision.decoders import CrossAttentionDecoder, SelfAttentionDecoder
-from bamboo.vision.encoder import (
-    Init,
-    block_states,
-    build_encoder,
-    check_maskable,
-    embed,
-    gather,
-    patches_of,
-    shape_of,
-)
+from bamboo.vision.decoders import CrossAttentionDecoder, Decoder, SelfAttentionDecoder
+from bamboo.vision.encoder import Init, block_states, build_encoder, check_maskable, embed, gather, patches_of, shape_of
 from bamboo.vision.pixels import patchify
 
 
@@ -45,27 +36,25 @@ def build_mae(
         in_chans: channels of an image.
         mask_ratio: share of patches that are hidden.
         predict_ratio: share of the hidden patches, chosen at random, that are predicted.
-        norm_pix: predict each patch standardised by its own mean and variance.
+        norm_pix: predict each patch standardised by its own mean and (unbiased) variance.
         decoder: `self`-attention over all tokens (He et al. 2022), or `cross`-attention to the visible (CrossMAE).
         decoder_shape: depth, width and heads of the decoder.
         mix_layers: let each block of the cross-attention decoder read its own learned mix of all encoder layers.
         init: how the encoder starts: `mae`; `depth` or `beit`, whose residual branches are smaller; or `timm`.
-
-    Raises:
-        InputError: where two of these contradict each other.
     """
     size, patches = find_shape(shape), Patches.of(image_size, patch_size, in_chans)
+    sizes = (size.width, patches, find_shape(decoder_shape))
     if decoder not in ("self", "cross"):
         raise unknown("decoder", decoder, ("self", "cross"))
     if mix_layers and decoder != "cross":
         raise InputError("mix_layers belongs to the cross-attention decoder: set decoder to 'cross'")
     encoder = build_encoder(size, patches, init)  # first, so that a seed draws the same encoder under any objective
-    head: SelfAttentionDecoder | CrossAttentionDecoder
+    built: Decoder
     if decoder == "cross":
-        head = CrossAttentionDecoder(size.width, patches, find_shape(decoder_shape), size.depth if mix_layers else 0)
+        built = CrossAttentionDecoder(*sizes, mix_layers=size.depth if mix_layers else 0)
     else:
-        head = SelfAttentionDecoder(size.width, patches, find_shape(decoder_shape))
-    return MaskedAutoencoder(encoder, head, mask_ratio, predict_ratio, norm_pix)
+        built = SelfAttentionDecoder(*sizes)
+    return MaskedAutoencoder(encoder, built, mask_ratio, predict_ratio, norm_pix)
 
 
 class MAEOutput(NamedTuple):
@@ -80,21 +69,13 @@ class MAEOutput(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     """Hide most patches of an image, encode the visible rest, and predict the hidden ones.
 
-    Args:
-        encoder: a plain timm ViT.
-        decoder: from `bamboo.vision.decoders`.
-        mask_ratio: share of patches that are hidden.
-        predict_ratio: share of the hidden patches, chosen at random, that are predicted and counted in the loss.
-        norm_pix: predict each patch standardised by its own mean and (unbiased) variance.
-
-    Raises:
-        InputError: where nothing would stay visible, nothing would be predicted, or the encoder cannot be masked.
+    The options are those of `build_mae`, the encoder is any plain timm ViT.
     """
 
     def __init__(
         self,
         encoder: VisionTransformer,
-        decoder: SelfAttentionDecoder | CrossAttentionDecoder,
+        decoder: Decoder,
         mask_ratio: float = 0.75,
         predict_ratio: float = 1.0,
         norm_pix: bool = True,

@@ -27,10 +27,8 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tenso
 class PixelScale(nn.Module):
     """Images as bytes (0 to 255) to standardised floats, on whatever device they are, and back.
 
-    Args:
-        in_chans: channels of an image.
-        mean: mean of each channel on a scale of 0 to 1; ImageNet's for three channels, else 0.5.
-        std: standard deviation of each channel; ImageNet's for three channels, else 0.25.
+    Mean and standard deviation of each channel are given on a scale of 0 to 1. They are ImageNet's for three channels,
+    else 0.5 and 0.25, if they are left out.
     """
 
     mean: Tensor

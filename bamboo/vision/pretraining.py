@@ -94,9 +94,8 @@ class MAEPretraining(TrainingModule):
 
     def _check_data(self, data: Any) -> None:
         expected = (self.mae.encoder.patch_embed.proj.in_channels, *self.mae.encoder.patch_embed.img_size)
-        given = (data.in_chans, *data.size) if isinstance(data, ImageData) else expected
-        if expected != given:
+        if isinstance(data, ImageData) and expected != (data.in_chans, *data.size):
             raise InputError(
-                f"the data gives images of (channels, height, width) {given} and the model expects {expected}: "
-                "set image_size and in_chans alike under data.init_args and model.init_args"
+                f"the data gives images of (channels, height, width) {(data.in_chans, *data.size)} and the model "
+                f"expects {expected}: set image_size and in_chans alike under data.init_args and model.init_args"
             )

@@ -9,6 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import make_grid
 
 from bamboo.files import atomic_write
 from bamboo.seeds import derive_seed
@@ -17,6 +19,8 @@ from bamboo.vision.mae import MaskedAutoencoder
 from bamboo.vision.pixels import PixelScale, patchify, unpatchify
 
 COLUMNS = ("input", "masked", "prediction", "paste-up")
+CELL, GAP, MARGIN = 128, 6, 24
+"""Pixels: side that small pictures are enlarged to, between pictures, and for the text above and below."""
 NORM_PIX_NOTE = "predicted patches are shown with the mean and variance of the true ones (norm_pix)"
 RAW_NOTE = "predicted pixels are shown as predicted"
 
@@ -47,40 +51,36 @@ def _place(patches: Tensor, index: Tensor, values: Tensor) -> Tensor:
     return patches.scatter(1, index.unsqueeze(-1).expand_as(values), values.to(patches.dtype))
 
 
-def panel(pictures: Tensor, note: str, cell: int = 128) -> Image.Image:
-    """One picture of reconstructions (B, 4, C, H, W): a row per image, titles above, and below whose scale is shown."""
-    rows, columns, _, height, width = pictures.shape
-    scale = max(1, cell // max(height, width))
-    pictures = F.interpolate(pictures.flatten(0, 1).float(), scale_factor=scale).to(torch.uint8)
-    height, width, gap, margin = height * scale, width * scale, 6, 24
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + 2 * margin), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    for column, title in enumerate(COLUMNS):
-        draw.text((gap + column * (width + gap), 5), title, fill="black", font=font)
-    for place, picture in enumerate(pictures):
-        row, column = divmod(place, columns)
-        sheet.paste(to_image(picture), (gap + column * (width + gap), margin + row * (height + gap)))
-    draw.text((gap, sheet.height - margin + 4), note, fill="black", font=ImageFont.load_default(size=10))
-    return sheet
-
-
-def to_image(picture: Tensor) -> Image.Image:
-    """A byte tensor (C, H, W) as a picture: three channels in colour, any other number by its first in grey."""
-    if picture.shape[0] == 3:
-        return Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
-    return Image.fromarray(picture[0].cpu().numpy()).convert("RGB")
-
-
 def note_for(mae: MaskedAutoencoder) -> str:
     """Whose mean and variance the shown pixels have."""
     return NORM_PIX_NOTE if mae.norm_pix else RAW_NOTE
 
 
-def save_panel(pictures: Tensor, path: Path, note: str) -> Path:
-    """Write a panel as PNG."""
+def panel(pictures: Tensor, note: str) -> Image.Image:
+    """One picture of reconstructions (B, 4, C, H, W): a row per image, titles above, and below whose scale is shown.
+
+    Images of other than three channels are shown by their first, in grey.
+    """
+    channels, height, width = pictures.shape[2:]
+    cells = pictures.flatten(0, 1)[:, : 3 if channels == 3 else 1].cpu().float()
+    cells = F.interpolate(cells, scale_factor=max(1, CELL // max(height, width))).to(torch.uint8)
+    grid = make_grid(cells, nrow=len(COLUMNS), padding=GAP, pad_value=255)
+    sheet = Image.new("RGB", (grid.shape[2], grid.shape[1] + 2 * MARGIN), "white")
+    sheet.paste(to_pil_image(grid), (0, MARGIN))
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(COLUMNS):
+        left = GAP + column * (cells.shape[3] + GAP)
+        draw.text((left, 5), title, fill="black", font=ImageFont.load_default(size=13))
+    draw.text((GAP, sheet.height - MARGIN + 4), note, fill="black", font=ImageFont.load_default(size=10))
+    return sheet
+
+
+def save_panel(pictures: Tensor, path: Path, note: str) -> Image.Image:
+    """Write a panel as PNG, and return it."""
+    sheet = panel(pictures, note)
     with atomic_write(path) as temporary:
-        panel(pictures, note).save(temporary, format="PNG")
-    return path
+        sheet.save(temporary, format="PNG")
+    return sheet
 
 
 class ReconstructionPanel(Callback):
@@ -109,10 +109,10 @@ class ReconstructionPanel(Callback):
         log_dir = trainer.log_dir  # all processes must ask for it
         if not trainer.is_global_zero or log_dir is None:
             return
-        self.path = save_panel(pictures, Path(log_dir) / "reconstruction.png", note_for(module.mae))
+        self.path = Path(log_dir) / "reconstruction.png"
+        sheet = save_panel(pictures, self.path, note_for(module.mae))
         if isinstance(trainer.logger, TensorBoardLogger):
-            sheet = torch.cat([torch.cat(list(row), dim=-1) for row in pictures], dim=-2)
-            trainer.logger.experiment.add_image("reconstruction", sheet, trainer.global_step)
+            trainer.logger.experiment.add_image("reconstruction", pil_to_tensor(sheet), trainer.global_step)
 
     def summary(self) -> dict[str, str]:
         """What to print at the end of a run."""

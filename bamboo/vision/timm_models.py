@@ -29,12 +29,8 @@ def timm_name(shape: str) -> str:
 
 def _register(name: str) -> None:
     shape, model_name = SHAPES[name], timm_name(name)
-    sizes: dict[str, Any] = {
-        "patch_size": default_patch_size(name),
-        "embed_dim": shape.width,
-        "depth": shape.depth,
-        "num_heads": shape.heads,
-    }
+    sizes: dict[str, Any] = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads}
+    sizes["patch_size"] = default_patch_size(name)
 
     def create(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         model = build_model_with_cfg(

@@ -17,8 +17,8 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
 from bamboo.vision.folders import folder_sources
-from bamboo.vision.images import TrainImages, collate
 from bamboo.vision.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScale
+from bamboo.vision.views import TrainImages, collate
 
 BATCH = 32
 """Small enough that malloc keeps the memory of a float batch, as a device's allocator does."""

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from bamboo.errors import InputError
 from bamboo.vision.augment import Erase, RandAugment
 from bamboo.vision.data import Digits, ImageFolder
-from bamboo.vision.images import TrainImages, evaluation_view, seed_streams
+from bamboo.vision.views import TrainImages, evaluation_view, seed_streams
 from tests.finetune.folders import NAMES, write_classes, write_flat
 
 POLICY = "rand-m9-mstd0.5-inc1"

@@ -23,7 +23,8 @@ from bamboo.seeds import derive_seed
 from bamboo.vision import folders, images
 from bamboo.vision.data import Digits, ImageData, ImageFolder, TorchvisionData
 from bamboo.vision.folders import Sources, folder_sources
-from bamboo.vision.images import Arrays, EvalImages, TrainImages, Unreadable, evaluation_view, read_image
+from bamboo.vision.images import Arrays, Unreadable, read_image
+from bamboo.vision.views import EvalImages, TrainImages, collate, evaluation_view
 
 
 def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -263,7 +264,7 @@ def test_a_corrupt_image_is_replaced_in_training_and_left_out_in_evaluation(tmp_
     torch.manual_seed(derive_seed(1, "view", 0, place, 0))
     assert torch.equal(holed[place, 0].images[0], holed.transform(sources[1].read(place + 1)))
     assert holed[place, 0].skipped == [str(broken)]
-    batch = images.collate([EvalImages(sources[1], (16, 16))[index] for index in range(7)])
+    batch = collate([EvalImages(sources[1], (16, 16))[index] for index in range(7)])
     assert len(batch["image"]) == len(batch["label"]) == 6
     assert batch["skipped"] == [str(broken)]
 
