@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ def _read_pickle(path: Path) -> Any:
 
     try:
         # The options of a command line stand in many training checkpoints, and are harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch and pickle raise many kinds; all mean that the file cannot be used
         code = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -13,7 +13,7 @@ from bamboo.cli import main
 from bamboo.fit.compose import compose_arguments
 from bamboo.fit.parse_errors import one_line
 from tests.conftest import write_images
-from tests.runs import CONFIGS, fit, last, load
+from tests.runs import CONFIGS, QUARTER, fit, last, load
 
 
 def run(capsys, *args):
@@ -167,7 +167,7 @@ def test_a_checkpoint_that_cannot_be_resumed_gets_one_line(capsys, tmp_path, mon
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spoil = ["--trainer.callbacks+=tests.interruption.SpoilBefore", "--trainer.callbacks.step=5"]
-    code = fit("--trainer.max_epochs", "1", "--checkpoint.every_n_train_steps", "3", *spoil)
+    code = fit("--trainer.max_epochs", "1", "--checkpoint.every_n_train_steps", "3", *QUARTER, *spoil)
     err = capsys.readouterr().err
     assert_one_line(code, err, "not finite at step 5", "mae.encoder.blocks.1.mlp.fc1.weight", str(last(tmp_path).name))
     content = load(last(tmp_path))

@@ -8,7 +8,7 @@ from bamboo.errors import InputError
 from bamboo.recipes import Recipe, accumulation
 from bamboo.shapes import Shape
 from bamboo.vision.pretraining import MAEPretraining
-from tests.runs import fit, last, load, scalars
+from tests.runs import QUARTER, fit, last, load, scalars
 
 EFFECTIVE = "--model.init_args.recipe.effective_batch"
 
@@ -64,16 +64,16 @@ def test_the_processes_of_the_trainer_share_the_batch():
 
 def test_a_run_takes_the_batch_of_its_recipe_and_says_and_keeps_what_it_used(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = [EFFECTIVE, "384", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]
+    words = [*QUARTER, EFFECTIVE, "96", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]
     assert fit(*words, "--model.init_args.recipe.base_lr", "1e-3") == 0
     said = capsys.readouterr().out
-    assert "384 samples a step (128 x 1 processes x 3 accumulated), 8 steps, a warm-up over 50.0%" in said
-    assert "learning rate up to 0.0015" in said
+    assert "96 samples a step (32 x 1 processes x 3 accumulated), 8 steps, a warm-up over 50.0%" in said
+    assert "learning rate up to 0.000375" in said
     checkpoint = load(last(tmp_path))
     assert checkpoint["global_step"] == 8  # 11 batches an epoch, three to a step
-    parts = {"batch_size": 128, "processes": 1, "accumulate_grad_batches": 3, "effective_batch": 384}
+    parts = {"batch_size": 32, "processes": 1, "accumulate_grad_batches": 3, "effective_batch": 96}
     assert checkpoint["batch"] == parts
-    assert max(scalars(last(tmp_path).parent.parent, "train/lr").values()) == pytest.approx(1e-3 * 384 / 256)
+    assert max(scalars(last(tmp_path).parent.parent, "train/lr").values()) == pytest.approx(1e-3 * 96 / 256)
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from bamboo.errors import InputError
 from bamboo.optimizers import build_optimizer
 from bamboo.recipes import Recipe, scaled_lr, scheduled_lr
 from tests.interruption import Interruption
-from tests.runs import CONFIGS, SHORT_WARMUP, TINY, fit, last, load, same, scalars
+from tests.runs import CONFIGS, QUARTER, SHORT_WARMUP, TINY, fit, last, load, same, scalars
 
 RECIPE = "--model.init_args.recipe"
 LINE = [f"{RECIPE}.schedule", "linear", f"{RECIPE}.base_lr", "1e-3"]
 PLAIN = [word for word in TINY if word not in SHORT_WARMUP]  # the warm-up is that of the file, 5 epochs of 11 steps
 QUICKSTART = ["fit", "--config", str(CONFIGS / "pretrain/quickstart.yaml")]
 EVERY_STEP = ["--trainer.log_every_n_steps", "1"]
-PEAK = scaled_lr(1e-3, 128)
+PEAK = scaled_lr(1e-3, 32)
 
 
 # A run of 100 with a warm-up of 10, peak 2 and floor 1; the trapezoid comes down over the last 40.
@@ -118,7 +118,7 @@ def test_a_run_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, words, 
 def test_steps_decide_where_their_end_is_nearer_than_that_of_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # 5 epochs of warm-up (55 steps) are a quarter of the 20 epochs that are asked for.
-    budget = ["--trainer.max_epochs", "20", "--trainer.max_time", "10:00:00:00", *EVERY_STEP]
+    budget = ["--trainer.max_epochs", "20", "--trainer.max_time", "10:00:00:00", *EVERY_STEP, *QUARTER]
     interrupt = ["--trainer.callbacks+=tests.interruption.InterruptBefore", "--trainer.callbacks.step=12"]
     with pytest.raises(Interruption):
         main([*QUICKSTART, *PLAIN, *LINE, *budget, *interrupt])
@@ -129,7 +129,7 @@ def test_steps_decide_where_their_end_is_nearer_than_that_of_time(tmp_path, monk
 def test_time_drives_the_schedule_to_its_floor_and_a_resumed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     budget = ["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:04", f"{RECIPE}.warmup_share", "0"]
-    run = [*LINE, *budget, *EVERY_STEP, "--checkpoint.every_n_train_steps", "1"]
+    run = [*LINE, *budget, *EVERY_STEP, *QUARTER, "--checkpoint.every_n_train_steps", "1"]
     optimizer = [f"{RECIPE}.optimizer", "came", f"{RECIPE}.betas", "[0.9, 0.99, 0.999]"]
     with pytest.raises(Interruption):
         fit(

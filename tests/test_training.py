@@ -10,7 +10,7 @@ from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pretraining import MAEPretraining
-from tests.runs import fit, last, scalars
+from tests.runs import QUARTER, fit, last, scalars
 
 EVERY_EPOCH = ["--trainer.check_val_every_n_epoch", "1"]
 
@@ -58,7 +58,7 @@ def test_seeds_are_pure_functions_of_their_parts():
 
 def test_a_run_logs_what_people_look_at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert fit(*("--trainer.max_epochs", "2"), *("--trainer.log_every_n_steps", "5"), *EVERY_EPOCH) == 0
+    assert fit("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "5", *QUARTER, *EVERY_EPOCH) == 0
     folder = last(tmp_path).parent.parent
     tags = ["train/loss", "train/lr", "train/grad_norm", "speed/samples_per_s", "speed/data_wait_ms"]
     for tag in tags:
@@ -72,7 +72,7 @@ def test_a_run_logs_what_people_look_at(tmp_path, monkeypatch):
 def test_the_logged_gradient_norm_is_that_of_all_gradients(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save = ["--trainer.callbacks+=tests.interruption.SaveGradients", "--trainer.callbacks.path=gradients.pt"]
-    assert fit("--trainer.max_steps", "1", "--trainer.log_every_n_steps", "1", *save) == 0
+    assert fit("--trainer.max_steps", "1", "--trainer.log_every_n_steps", "1", *QUARTER, *save) == 0
     gradients = torch.load("gradients.pt", weights_only=True).values()
     expected = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     assert scalars(last(tmp_path).parent.parent, "train/grad_norm")[0] == pytest.approx(float(expected), rel=1e-4)
@@ -81,7 +81,7 @@ def test_the_logged_gradient_norm_is_that_of_all_gradients(tmp_path, monkeypatch
 def test_flop_utilisation_is_logged_where_the_peak_is_known(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("bamboo.callbacks.get_available_flops", lambda device, dtype: 1e12)
-    assert fit("--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "5") == 0
+    assert fit("--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "5", *QUARTER) == 0
     folder = last(tmp_path).parent.parent
     rates, shares = scalars(folder, "speed/samples_per_s"), scalars(folder, "speed/mfu")
     sizes = {"image_size": 32, "patch_size": 4, "in_chans": 1, "decoder_shape": Shape(1, 32, 2)}

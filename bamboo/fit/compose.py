@@ -138,7 +138,8 @@ def _names_of_shape(configured: Any, sizes: Sequence[str] | None) -> dict[str, A
     name = next((name for name, named in SHAPES.items() if named == shape), str(shape))
     size = name.rpartition("-")[2]
     if sizes is not None and name in SHAPES and size not in sizes:
-        others = [file for file, path in shipped_configs().items() if size in OmegaConf.load(path).get("sizes", ())]
+        loaded = {file: cast(DictConfig, OmegaConf.load(path)) for file, path in shipped_configs().items()}
+        others = [file for file, config in loaded.items() if size in config.get("sizes", ())]
         raise InputError(
             f"this recipe is for shapes of size {', '.join(sizes)}, and model.init_args.shape is {name}: "
             f"recipes for it are {', '.join(others)}"

@@ -7,7 +7,7 @@ from bamboo.cli import main
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pixels import PixelScale, patchify, unpatchify
 from bamboo.vision.reconstruction import NORM_PIX_NOTE, RAW_NOTE, note_for, panel, reconstruct
-from tests.runs import fit, last
+from tests.runs import QUARTER, fit, last
 
 
 class Oracle(torch.nn.Module):
@@ -82,7 +82,7 @@ def test_a_panel_says_whose_scale_is_shown():
 
 def test_the_command_draws_images_of_any_size_and_kind(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert fit("--trainer.max_epochs", "1") == 0
+    assert fit("--trainer.max_steps", "1", *QUARTER) == 0
     Image.new("RGB", (300, 100), "red").save("wide.jpg")
     Image.new("L", (17, 90), 128).save("tall.png")
     assert main(["reconstruct", str(last(tmp_path)), "wide.jpg", "tall.png", "--out", "panels"]) == 0
