@@ -1,4 +1,11 @@
-"""How alike tokens grow with depth: `profile` measures, `capture` looks inside, `measures` are the maths."""
+"""How alike tokens grow with depth: `profile` measures, `capture` looks inside, `measures` are the maths.
+
+What is counted: measures/ (pure functions; definitions.py lists all), recording (from a state to its numbers)
+Where it is seen: architectures (blocks, norms and attention by name), captures (hooks), attention_maps
+What goes in: model_sources and data_sources (what a person names), inputs (batches, masks, which token is what)
+What comes out: profiling (one pass) gives profiles (its result); plots, maps, report and pages draw and write it
+Who asks: command (`bamboo profile`), monitor (while a model trains)
+"""
 
 from typing import TYPE_CHECKING, Any
 

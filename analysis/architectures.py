@@ -3,11 +3,9 @@
 Only the names of submodules are looked at, so a model of one's own works where it uses the same names.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from bamboo.errors import InputError, unknown
@@ -25,12 +23,8 @@ SECOND_NORMS = (
 )
 POST_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 ATTENTIONS = ("attn", "self_attention", "self_attn", "attention")
-FUSED = ("qkv", "Wqkv", "in_proj_weight")
-VALUES = ("value", "v_proj", *FUSED)
-OUTPUTS = ("proj", "Wo", "out_proj", "o_proj")
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 OTHER_PREFIX = ("reg_token", "register_tokens", "dist_token", "distillation_token")
-LAYER_SCALES = ("ls1.gamma", "layer_scale1.lambda1", "gamma_1")
 
 
 @dataclass(frozen=True)
@@ -76,19 +70,18 @@ def find_stack(model: nn.Module, path: str | None = None) -> Stack:
         InputError: where there is no such list, or there are several, as in models that work in stages.
     """
     modules = dict(model.named_modules())
-    if path is not None:
-        if path not in modules:
-            raise unknown("list of blocks", path, [name for name, part in modules.items() if _is_list(part)])
-        if not _is_list(modules[path]):
-            raise InputError(f"{path!r} of {type(model).__name__} is not a list of modules")
-    else:
-        path = _only_stack(model, [name for name, part in modules.items() if _is_list(part) and _has_attention(part)])
+    lists = [name for name, module in modules.items() if _is_list(module)]
+    if path is None:
+        path = _only_stack(model, [name for name in lists if _has_attention(modules[name]) and "decoder" not in name])
+    elif path not in modules:
+        raise unknown("list of blocks", path, lists)
+    elif path not in lists:
+        raise InputError(f"{path!r} of {type(model).__name__} is not a list of modules")
     return Stack(path, list(modules[path].children()), _final_norm(modules, path))
 
 
 def _only_stack(model: nn.Module, paths: list[str]) -> str:
     name = type(model).__name__
-    paths = [path for path in paths if "decoder" not in path]
     if not paths:
         raise InputError(f"no list of transformer blocks found in {name}: name it with blocks=")
     if len(paths) > 1:
@@ -100,8 +93,8 @@ def _only_stack(model: nn.Module, paths: list[str]) -> str:
 
 
 def _is_list(module: nn.Module) -> bool:
-    parts = list(module.children())
-    return isinstance(module, nn.ModuleList | nn.Sequential) and len({type(part) for part in parts}) == 1
+    kinds = {type(part) for part in module.children()}
+    return isinstance(module, nn.ModuleList | nn.Sequential) and len(kinds) == 1
 
 
 def _has_attention(blocks: nn.Module) -> bool:
@@ -111,11 +104,8 @@ def _has_attention(blocks: nn.Module) -> bool:
 
 def _final_norm(modules: dict[str, nn.Module], path: str) -> nn.Module | None:
     """The norm beside the list of blocks, or beside what holds that list."""
-    holder = path
-    for _ in range(2):
-        if not holder:
-            break
-        holder = holder.rpartition(".")[0]
+    parent = path.rpartition(".")[0]
+    for holder in dict.fromkeys((parent, parent.rpartition(".")[0])):
         for name in FINAL_NORMS:
             norm = modules.get(f"{holder}.{name}" if holder else name)
             if norm is not None and not isinstance(norm, nn.Identity):
@@ -138,17 +128,19 @@ def find_prefix(model: nn.Module) -> Prefix:
 
 def find_branches(block: nn.Module) -> Branches | None:
     """Where the branches of a block show; None for a block of another make."""
-    post = [_get(block, name) for name in POST_NORMS]
-    if isinstance(post[0], nn.Module) and isinstance(post[1], nn.Module):
-        return Branches(post[0], post[1])
-    names = ("mlp",) if _norms_branches(block) and _get(block, "pre_feedforward_layernorm") is None else SECOND_NORMS
-    middle = next((part for name in names if (part := _get(block, name)) is not None), None)
-    return Branches(middle, None) if isinstance(middle, nn.Module) else None
+    middle, last = (part_of(block, name) for name in POST_NORMS)
+    if isinstance(middle, nn.Module) and isinstance(last, nn.Module):
+        return Branches(middle, last)
+    # Where branches end with a norm of their own, the stream between them is the input of the MLP, or of Gemma's norm.
+    plain_mlp = has_normed_branches(block) and part_of(block, "pre_feedforward_layernorm") is None
+    parts = (part_of(block, name) for name in (("mlp",) if plain_mlp else SECOND_NORMS))
+    middle = next((part for part in parts if isinstance(part, nn.Module)), None)
+    return Branches(middle, None) if middle is not None else None
 
 
-def _norms_branches(block: nn.Module) -> bool:
+def has_normed_branches(block: nn.Module) -> bool:
     """Whether a branch is normalised before it is added, as in some blocks of timm, in Gemma 2 and in OLMo 2."""
-    return "Post" in type(block).__name__ or _get(block, "post_feedforward_layernorm") is not None
+    return "Post" in type(block).__name__ or part_of(block, "post_feedforward_layernorm") is not None
 
 
 def find_attention(block: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -157,59 +149,19 @@ def find_attention(block: nn.Module) -> tuple[nn.Module, nn.Module]:
     Raises:
         InputError: where the block has no attention of a known name.
     """
-    part = next((found for name in ATTENTIONS if isinstance(found := _get(block, name), nn.Module)), None)
-    if part is None:
-        raise InputError(f"no attention found in {type(block).__name__}: its parts are {', '.join(_names(block))}")
-    core = _get(part, "self") or _get(part, "attention")
-    dense = _get(part, "output.dense")
-    return (core, dense) if isinstance(core, nn.Module) and isinstance(dense, nn.Module) else (part, part)
+    attention = next((part for name in ATTENTIONS if isinstance(part := part_of(block, name), nn.Module)), None)
+    if attention is None:
+        names = ", ".join(name for name, _ in block.named_children())
+        raise InputError(f"no attention found in {type(block).__name__}: its parts are {names}")
+    core = part_of(attention, "self") or part_of(attention, "attention")
+    dense = part_of(attention, "output.dense")
+    if isinstance(core, nn.Module) and isinstance(dense, nn.Module):
+        return core, dense
+    return attention, attention
 
 
-@torch.no_grad()
-def projection_norms(block: nn.Module, heads: int) -> tuple[float, float] | None:
-    """sigma_1 and sigma_2: the largest spectral norms among the heads' value and output projections.
-
-    With grouped queries there are fewer value projections than the `heads` of queries. None where attention is more
-    than softmax and these two projections, so that the bound does not speak of it.
-    """
-    core, out = find_attention(block)
-    extra = [getattr(core, name, None) for name in ("gate", "norm")]
-    name, value = next(((n, w) for n in VALUES if (w := _weight(_get(core, n))) is not None), ("", None))
-    output = (
-        _weight(out)
-        if core is not out
-        else next((w for n in OUTPUTS if (w := _weight(_get(core, n))) is not None), None)
-    )
-    if value is None or output is None or any(part is not None and not isinstance(part, nn.Identity) for part in extra):
-        return None
-    inner = output.shape[1]  # the width of all heads together
-    if name in FUSED:  # queries of that width come first, then as many keys as values
-        value = value[-(len(value) - inner) // 2 :]
-    values = value.float().reshape(-1, inner // heads, value.shape[1])
-    outputs = output.float().reshape(-1, heads, inner // heads).transpose(0, 1)
-    first, second = (torch.linalg.matrix_norm(part, ord=2).max().item() for part in (values, outputs))
-    return first, second
-
-
-@torch.no_grad()
-def branch_scale(block: nn.Module) -> float:
-    """The most that a layer scale multiplies what attention gives; 1 without one, NaN where a norm follows instead."""
-    if _norms_branches(block):
-        return float("nan")
-    scale = next((found for name in LAYER_SCALES if isinstance(found := _get(block, name), Tensor)), None)
-    return 1.0 if scale is None else scale.abs().max().item()
-
-
-def _get(module: object, path: str) -> object | None:
+def part_of(module: object, path: str) -> object | None:
+    """An attribute by its path, such as `output.dense`; None where there is none."""
     for name in path.split("."):
         module = getattr(module, name, None)
     return module
-
-
-def _weight(part: object) -> Tensor | None:
-    weight = part if isinstance(part, Tensor) else getattr(part, "weight", None)
-    return weight if isinstance(weight, Tensor) and weight.dim() == 2 else None
-
-
-def _names(module: nn.Module) -> Iterator[str]:
-    return (name for name, _ in module.named_children())

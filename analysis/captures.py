@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bamboo.errors import InputError
 
 from .architectures import Stack, find_branches, find_stack
-from .explicit_attention import ObservedAttention, observe_attention
+from .attention_maps import ObservedAttention, in_backward, observe_attention
 
 Position = Literal["stream", "norm", "attention", "mlp", "maps"]
 
@@ -27,7 +27,7 @@ class State:
             the two branches of a block add to it, `maps` what attention did.
         tokens: (batch, tokens, width); at `maps` what the heads gave together, before any layer scale.
         before: (batch, tokens, width); at a branch the stream that it is added to, at `maps` what attention read.
-        attention: the result. At `maps` alone: logits and probabilities (batch, heads, tokens, tokens) in fp32.
+        attention: at `maps` alone: logits and probabilities (batch, heads, tokens, tokens) in fp32.
     """
 
     layer: int
@@ -66,122 +66,105 @@ def capture(
     """
     stack = find_stack(model, blocks)
     tap = _Tap(stack, reducer)
-    with ExitStack() as hooks:
-        if _is_compiled(model):
-            hooks.enter_context(torch.compiler.set_stance("force_eager"))
+    with ExitStack() as undo:
+        if any(part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in model.modules()):
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
         for layer, block in enumerate(stack.blocks, start=1):
-            hooks.callback(block.register_forward_pre_hook(tap.enter_block(layer), with_kwargs=True).remove)
-            if branches:
-                for handle in tap.watch_branches(layer, block):
-                    hooks.callback(handle.remove)
-            hooks.callback(block.register_forward_hook(tap.leave_block(layer)).remove)
+            for handle in tap.hooks(layer, block, branches):
+                undo.callback(handle.remove)
         if stack.norm is not None:
-            hooks.callback(stack.norm.register_forward_hook(tap.leave_norm).remove)
+            undo.callback(stack.norm.register_forward_hook(tap.leave_norm).remove)
         if attention:
-            hooks.enter_context(observe_attention(model, stack.blocks, tap.see_attention))
+            undo.enter_context(observe_attention(model, stack.blocks, tap.see_attention))
         yield stack
 
 
 class _Tap:
-    """Turns hooks into states. Holds the stream before and between the branches of one block while it runs."""
+    """Turns calls of hooks into states.
+
+    While a block runs, `before` is the stream that its next branch is added to, and `middle`, in a pre-norm block, the
+    stream between its branches. `last` refers to what the last block gave.
+    """
 
     def __init__(self, stack: Stack, reducer: Callable[[State], object]):
         self.stack, self.reducer = stack, reducer
+        self.layer = 0
         self.before: Tensor | None = None
         self.middle: Tensor | None = None
         self.last: Callable[[], Tensor | None] = lambda: None
 
-    def hand(self, state: State) -> None:
-        with torch.no_grad():
-            self.reducer(state)
+    def hooks(self, layer: int, block: nn.Module, branches: bool) -> Iterator[Any]:
+        """Register the hooks of one block; one of an unknown make shows no branches."""
+        yield block.register_forward_pre_hook(self.enter_block(layer), with_kwargs=True)
+        parts = find_branches(block) if branches else None
+        if parts is not None and parts.last is None:
+            yield parts.middle.register_forward_pre_hook(self.between_branches)
+        elif parts is not None and parts.last is not None:
+            yield parts.middle.register_forward_hook(self.leave_post_norm("attention"))
+            yield parts.last.register_forward_hook(self.leave_post_norm("mlp"))
+        yield block.register_forward_hook(self.leave_block)
+
+    def hand(self, position: Position, tokens: Tensor, *more: Any) -> None:
+        """Give the reducer a state of the current layer."""
+        if not in_backward():
+            with torch.no_grad():
+                self.reducer(State(self.layer, position, tokens, *more))
 
     def enter_block(self, layer: int) -> Callable[..., None]:
+        """The stream as block `layer` receives it, which before the first is the embedding."""
+
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if in_backward():
-                return
-            tokens = _tokens(args or tuple(kwargs.values()), f"block {layer}")
-            self.before, self.middle = tokens, None
+            self.layer = layer - 1
+            self.before, self.middle = self.tokens_in(args or tuple(kwargs.values())), None
             if layer == 1:
-                self.hand(State(0, "stream", tokens))
+                self.hand("stream", self.before)
+            self.layer = layer
 
         return hook
 
-    def leave_block(self, layer: int) -> Callable[..., None]:
-        def hook(block: nn.Module, args: Any, output: Any) -> None:
-            if in_backward():
-                return
-            tokens = _tokens(output, f"block {layer}")
-            if self.middle is not None:
-                self.hand(State(layer, "mlp", tokens - self.middle, self.middle))
-            self.before = self.middle = None
-            self.hand(State(layer, "stream", tokens))
-            if layer == len(self.stack.blocks):
-                # A norm may also be applied to earlier layers (a decoder that reads them all): the last state tells.
-                self.last = weakref.ref(output[0] if isinstance(output, tuple) else output)
+    def between_branches(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        """In a pre-norm block the second norm receives the stream that attention was added to."""
+        middle = self.tokens_in(args)
+        if self.before is None or middle.data_ptr() == self.before.data_ptr():
+            return  # the branches run side by side, on what the block received
+        self.hand("attention", middle - self.before, self.before)
+        self.middle = middle
 
-        return hook
+    def leave_post_norm(self, branch: Position) -> Callable[..., None]:
+        """In a post-norm block each branch ends with a norm of the sum of stream and branch."""
 
-    def leave_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        last = self.last()
-        if not in_backward() and last is not None and args and args[0] is last:
-            self.hand(State(len(self.stack.blocks), "norm", _tokens(output, "the final norm")))
-
-    def watch_branches(self, layer: int, block: nn.Module) -> Iterator[Any]:
-        """Register hooks on the norms that separate a block's branches; a block of another make shows no branches."""
-        found = find_branches(block)
-        if found is None:
-            return
-        if found.last is None:
-            yield found.middle.register_forward_pre_hook(self.between(layer))
-        else:
-            yield found.middle.register_forward_hook(self.normed_attention(layer))
-            yield found.last.register_forward_hook(self.normed_mlp(layer))
-
-    def between(self, layer: int) -> Callable[..., None]:
-        def hook(norm: nn.Module, args: tuple[Any, ...]) -> None:
-            if self.before is None or in_backward():
-                return
-            middle = _tokens(args, f"block {layer}")
-            if middle.data_ptr() == self.before.data_ptr():
-                return  # the branches run side by side, on what the block received
-            self.middle = middle
-            self.hand(State(layer, "attention", middle - self.before, self.before))
-
-        return hook
-
-    def normed_attention(self, layer: int) -> Callable[..., None]:
         def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if self.before is not None and not in_backward():
-                self.hand(State(layer, "attention", _tokens(args, f"block {layer}") - self.before, self.before))
+            if self.before is not None:
+                self.hand(branch, self.tokens_in(args) - self.before, self.before)
                 self.before = output.detach()
 
         return hook
 
-    def normed_mlp(self, layer: int) -> Callable[..., None]:
-        def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if self.before is not None and not in_backward():
-                self.hand(State(layer, "mlp", _tokens(args, f"block {layer}") - self.before, self.before))
+    def leave_block(self, block: nn.Module, args: Any, output: Any) -> None:
+        """What a block gives is the stream after it; in a pre-norm block the MLP is what has come since the middle."""
+        tokens = self.tokens_in(output)
+        if self.middle is not None:
+            self.hand("mlp", tokens - self.middle, self.middle)
+        self.before = self.middle = None
+        self.hand("stream", tokens)
+        if self.layer == len(self.stack.blocks):
+            # A norm may also be applied to earlier layers (a decoder that reads them all): the last state tells.
+            self.last = weakref.ref(output[0] if isinstance(output, tuple) else output)
 
-        return hook
+    def leave_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The final norm, where it was applied to what the last block gave."""
+        last = self.last()
+        if last is not None and args and args[0] is last:
+            self.hand("norm", self.tokens_in(output))
 
-    def see_attention(self, layer: int, before: Any, after: Any, seen: ObservedAttention) -> None:
-        tokens, read = _tokens(after, "attention"), _tokens(before, "attention")
-        self.hand(State(layer, "maps", tokens, read, seen))
+    def see_attention(self, layer: int, read: Any, output: Any, attention: ObservedAttention) -> None:
+        """What attention read, gave and computed."""
+        self.hand("maps", self.tokens_in(output), self.tokens_in(read), attention)
 
-
-def in_backward() -> bool:
-    """Whether autograd is running, so that a forward pass is a repetition for gradient checkpointing."""
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
-def _tokens(value: Any, where: str) -> Tensor:
-    """The token matrix among what a module was given or gave."""
-    tokens = value[0] if isinstance(value, tuple) else value
-    if not isinstance(tokens, Tensor) or tokens.dim() != 3:
-        found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise InputError(f"{where} handles {found}, expected a tensor (batch, tokens, width)")
-    return tokens.detach()
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in model.modules())
+    def tokens_in(self, value: Any) -> Tensor:
+        """The token matrix among what a module was given or gave."""
+        tokens = value[0] if isinstance(value, tuple) else value
+        if not isinstance(tokens, Tensor) or tokens.dim() != 3:
+            kind = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise InputError(f"block {self.layer} handles {kind}, expected a tensor (batch, tokens, width)")
+        return tokens.detach()

@@ -1,22 +1,24 @@
 """Maps of token similarity over sample images, layer by layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.utils import draw_bounding_boxes, make_grid
 
 from bamboo.errors import InputError
 
 from .captures import State, capture
-from .feeding import Batch, Feeder, encoder_of, evaluating
-from .plots import style
+from .inputs import Batch, Feeder, encoder_of, evaluating
+from .plots import COLOURS, style
 
 COLUMNS = 8
 
@@ -57,25 +59,25 @@ def similarity_maps(
     if images.dtype != torch.uint8:
         raise InputError(f"maps are drawn over images of bytes, got {images.dtype}")
     model = encoder_of(model)
-    feeder, batch = Feeder(model, "patches", 0.0, 0, prefix), Batch(images=images.to(next(model.parameters()).device))
+    feeder, batch = Feeder(model, prefix=prefix), Batch(images=images.to(next(model.parameters()).device))
     layout = feeder.layout(batch)
-    found: list[tuple[Tensor, Tensor]] = []
+    to_patch: list[Tensor] = []
+    to_mean: list[Tensor] = []
 
     def reducer(state: State) -> None:
         if state.position == "stream":
             tokens = state.tokens[:, layout.start :].float()
             rows, columns = layout.grid(tokens.shape[1]) or (1, 1)
-            unit = F.normalize(tokens, dim=-1)
+            unit, mean = F.normalize(tokens, dim=-1), F.normalize(tokens.mean(1), dim=-1)
             centre = unit[:, rows // 2 * columns + columns // 2]
-            mean = F.normalize(tokens.mean(1), dim=-1)
-            maps = [(unit @ to.unsqueeze(-1)).view(-1, rows, columns).cpu() for to in (centre, mean)]
-            found.append((maps[0], maps[1]))
+            for maps, vector in ((to_patch, centre), (to_mean, mean)):
+                maps.append((unit @ vector.unsqueeze(-1)).view(-1, rows, columns).cpu())
 
     with evaluating(model), capture(model, reducer, blocks):
         feeder.run(batch, batch.fingerprints())
-    to_patch, to_mean = (torch.stack(part, dim=1).numpy() for part in zip(*found, strict=True))
     pictures = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    return Maps(label, pictures.permute(0, 2, 3, 1).cpu().numpy(), to_patch, to_mean)
+    stacked = (torch.stack(maps, dim=1).numpy() for maps in (to_patch, to_mean))
+    return Maps(label, pictures.permute(0, 2, 3, 1).cpu().numpy(), *stacked)
 
 
 def plot_maps(maps: Maps) -> Figure:
@@ -83,43 +85,49 @@ def plot_maps(maps: Maps) -> Figure:
 
     Of more than 8 layers, 8 are shown: the embedding, the last, and others evenly between.
     """
-    layers = _spread(maps.to_patch.shape[1])
-    rows = [(i, name) for i in range(len(maps.pictures)) for name in ("to_patch", "to_mean")]
-    low = min(float(maps.to_patch[:, layers].min()), float(maps.to_mean[:, layers].min()), 0.0)
+    count = maps.to_patch.shape[1]
+    layers = np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int)
+    scale = Normalize(min(maps.to_patch[:, layers].min(), maps.to_mean[:, layers].min(), 0), 1)
+    tiles = []
+    for picture, *pair in zip(maps.pictures, maps.to_patch[:, layers], maps.to_mean[:, layers], strict=True):
+        image = torch.from_numpy(picture).permute(2, 0, 1)
+        for cosines, shown in zip(pair, (_framed(image, maps), image), strict=True):
+            tiles += [shown / 255, *_over(image, cosines, scale)]
+    height, width = maps.pictures.shape[1:3]
+    gap = max(width // 16, 1)
+    grid = make_grid(tiles, nrow=len(layers) + 1, padding=gap, pad_value=1)
     with style():
-        figure = Figure(figsize=(0.9 + 1.05 * (len(layers) + 1), 0.45 + 1.1 * len(rows)), layout="constrained")
-        axes = figure.subplots(len(rows), len(layers) + 1, squeeze=False)
-        for line, (sample, name) in zip(axes, rows, strict=True):
-            _show_picture(line[0], maps, sample, name)
-            for axis, layer in zip(line[1:], layers, strict=True):
-                drawn = _show_map(axis, maps.pictures[sample], getattr(maps, name)[sample, layer], low)
-        for axis, layer in zip(axes[0, 1:], layers, strict=True):
-            axis.set_title("embedding" if layer == 0 else f"block {layer}", fontsize=8)
-        figure.colorbar(drawn, ax=axes.ravel().tolist(), shrink=0.6, aspect=30, label="cosine")
+        figure = Figure(figsize=(0.9 + 1.05 * (len(layers) + 1), 0.45 + 1.1 * 2 * len(maps.pictures)))
+        figure.set_layout_engine("constrained")
+        axis = figure.subplots()
+        axis.imshow(grid.permute(1, 2, 0), interpolation="nearest")
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
+        names = ["embedding" if layer == 0 else f"block {layer}" for layer in layers]
+        axis.set_xticks(_centres(len(layers) + 1, width, gap)[1:], names)
+        axis.set_yticks(
+            _centres(2 * len(maps.pictures), height, gap), ["to the patch", "to the mean"] * len(maps.pictures)
+        )
+        figure.colorbar(ScalarMappable(scale, "viridis"), ax=axis, shrink=0.6, aspect=30, label="cosine")
         figure.suptitle(maps.label)
     return figure
 
 
-def _spread(count: int) -> Sequence[int]:
-    return sorted(set(np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int).tolist()))
+def _framed(image: Tensor, maps: Maps) -> Tensor:
+    """The image (3, H, W) with a frame around the patch that others are compared with."""
+    (row, column), (rows, columns) = maps.centre, maps.to_patch.shape[2:]
+    height, width = image.shape[1] / rows, image.shape[2] / columns
+    box = torch.tensor([[column * width, row * height, (column + 1) * width - 1, (row + 1) * height - 1]])
+    return cast(Tensor, draw_bounding_boxes(image, box, colors=COLOURS[1], width=max(image.shape[2] // 100, 1)))
 
 
-def _show_picture(axis: Any, maps: Maps, sample: int, name: str) -> None:
-    picture, (row, column) = maps.pictures[sample], maps.centre
-    axis.imshow(picture)
-    if name == "to_patch":
-        height, width = picture.shape[0] / maps.to_patch.shape[2], picture.shape[1] / maps.to_patch.shape[3]
-        corner = (column * width - 0.5, row * height - 0.5)
-        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#D55E00", linewidth=1.5))
-    axis.set_ylabel({"to_patch": "to the patch", "to_mean": "to the mean"}[name], fontsize=8)
-    axis.set(xticks=[], yticks=[])
-    axis.grid(visible=False)
+def _over(image: Tensor, cosines: NDArray[np.float32], scale: Normalize) -> Tensor:
+    """Maps (layers, rows, columns) as colours over the grey image: (layers, 3, H, W) from 0 to 1."""
+    large = F.interpolate(torch.from_numpy(cosines).unsqueeze(1), image.shape[1:]).squeeze(1)
+    colours = torch.from_numpy(colormaps["viridis"](scale(large.numpy()))[..., :3]).permute(0, 3, 1, 2)
+    return 0.75 * colours.float() + 0.25 * image.float().mean(0) / 255
 
 
-def _show_map(axis: Any, picture: NDArray[np.uint8], cosines: NDArray[np.float32], low: float) -> Any:
-    height, width = picture.shape[:2]
-    axis.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255)
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    drawn = axis.imshow(cosines, cmap="viridis", vmin=low, vmax=1, alpha=0.75, extent=extent, interpolation="nearest")
-    axis.axis("off")
-    return drawn
+def _centres(count: int, size: int, gap: int) -> list[float]:
+    return [gap + size / 2 + place * (size + gap) for place in range(count)]

@@ -14,10 +14,10 @@ from bamboo.checkpoints import find_source, load_encoder
 from bamboo.checkpoints.reading import pixel_statistics
 from bamboo.checkpoints.sources import RANDOM, Source
 from bamboo.errors import InputError, loading
-from bamboo.vision.encoder import fix_positions, init_encoder
+from bamboo.vision.encoder import init_encoder
 
 from .architectures import find_stack
-from .feeding import reads_text
+from .inputs import reads_text
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,30 @@ def open_model(text: str, image_size: int | None = None, seed: int = 0, blocks: 
         InputError: for a name that leads to no model, with near ones where there are any.
     """
     label, name = split_label(text)
-    source = find_source(name)
-    notes: tuple[str, ...] = ()
-    tokenizer: Any = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if source.kind == "text":
-            from bamboo.text.checkpoints import load_text
-
-            whole, tokenizer, notes = load_text(name)
-            model: nn.Module = whole.base_model
-        elif source.kind == "transformers" or (source.kind == "vit" and source.random):
-            model, tokenizer, notes = _open_transformers(source, image_size)
-        elif source.kind == "timm" and not source.content and not _is_read(source, blocks):
-            model = _open_timm(source, image_size)
-        else:
-            model, report = load_encoder(name, image_size)
-            notes = report.notes
+        model, tokenizer, notes = _load(name, image_size, blocks)
     size, in_chans = _images_of(model)
     return Opened(label or name_of(name), name, model.eval(), size, in_chans, notes, tokenizer=tokenizer)
+
+
+Loaded = tuple[nn.Module, Any, tuple[str, ...]]
+"""A model, the tokenizer of one that reads texts, and what was taken for granted."""
+
+
+def _load(name: str, image_size: int | None, blocks: str | None) -> Loaded:
+    source = find_source(name)
+    if source.kind == "text":
+        from bamboo.text.checkpoints import load_text
+
+        model, tokenizer, notes = load_text(name)
+        return model.base_model, tokenizer, notes
+    if source.kind == "transformers" or (source.kind == "vit" and source.random):
+        return _open_transformers(source, image_size)
+    if source.kind == "timm" and not source.content and not _is_read(source, blocks):
+        return _open_timm(source, image_size), None, ()
+    encoder, report = load_encoder(name, image_size)
+    return encoder, None, report.notes
 
 
 def split_label(text: str) -> tuple[str, str]:
@@ -123,7 +128,7 @@ def fresh_copy(opened: Opened, seed: int = 0) -> Opened:
 
 @torch.no_grad()
 def _redraw(model: VisionTransformer, of_timm: bool) -> None:
-    table = None if model.pos_embed is None or model.pos_embed.requires_grad else model.pos_embed.clone()
+    fixed = None if model.pos_embed is None or model.pos_embed.requires_grad else model.pos_embed.clone()
     for module in model.modules():
         reset: Any = getattr(module, "reset_parameters", None)
         if reset is not None:
@@ -131,11 +136,8 @@ def _redraw(model: VisionTransformer, of_timm: bool) -> None:
     model.init_weights("")  # positions, class token and registers too
     if not of_timm:
         init_encoder(model, getattr(model, "init", "mae"))
-        if table is not None and model.num_prefix_tokens == 1:
-            fix_positions(model.pos_embed, model.patch_embed.grid_size)
-            return
-    if table is not None:
-        model.pos_embed.copy_(table)
+    if fixed is not None:
+        model.pos_embed.copy_(fixed)
 
 
 def _is_read(source: Source, blocks: str | None) -> bool:
@@ -162,8 +164,7 @@ def _open_timm(source: Source, image_size: int | None) -> nn.Module:
         return _create_timm(source.name, image_size, **weights)
 
 
-def _open_transformers(source: Source, image_size: int | None) -> tuple[nn.Module, Any, tuple[str, ...]]:
-    """A model of transformers, the tokenizer of one that reads texts, and notes."""
+def _open_transformers(source: Source, image_size: int | None) -> Loaded:
     try:
         from transformers import AutoConfig, AutoModel, AutoTokenizer
     except ImportError as error:
@@ -179,10 +180,9 @@ def _open_transformers(source: Source, image_size: int | None) -> tuple[nn.Modul
             return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), ()
     if image_size and image_size != model.config.image_size:
         raise InputError(f"hf:{name} reads images of {model.config.image_size} pixels alone: leave image_size out")
-    if pixels := pixel_statistics(source.path):
-        model.pretrained_cfg = pixels
-        return model, None, ()
-    return model, None, ("no preprocessor_config.json: pixels are standardised with ImageNet's mean and deviation",)
+    model.pretrained_cfg = pixel_statistics(source.path)
+    note = "no preprocessor_config.json: pixels are standardised with ImageNet's mean and deviation"
+    return model, None, () if model.pretrained_cfg else (note,)
 
 
 def _images_of(model: nn.Module) -> tuple[tuple[int, int] | None, int]:

@@ -16,8 +16,8 @@ from bamboo.errors import InputError
 
 from .architectures import Prefix, Stack, find_prefix, find_stack
 from .captures import State, capture
-from .feeding import words_of
-from .similarity_split import sample_sums, split
+from .inputs import words_of
+from .measures.similarity_split import sample_sums, split
 
 ENCODERS = ("mae.encoder", "encoder", "model", "backbone", "network")
 LOGGED = {

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
-from .definitions import describe
+from .measures.definitions import describe
 
 if TYPE_CHECKING:
     from .profiles import Profile
@@ -65,6 +65,17 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     return paths
 
 
+def panels(count: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, list[Any]]:
+    """A figure of `count` panels in up to `columns` columns, each of a width and height in inches, and their axes."""
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(0.6 + width * columns, 0.5 + height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs).flatten()
+    for axis in axes[count:]:
+        axis.axis("off")
+    return figure, list(axes[:count])
+
+
 def plot_curves(profiles: Sequence["Profile"], measures: Sequence[str], relative: bool = True) -> Figure:
     """One panel for each measure and place (stream, attention, MLP) at which it was taken, one colour per model.
 
@@ -79,18 +90,13 @@ def plot_curves(profiles: Sequence["Profile"], measures: Sequence[str], relative
     Raises:
         InputError: where none of the measures was taken.
     """
-    panels = [(name, at) for name in measures for at in PLACES if any(p.has(name, at) for p in profiles)]
-    if not panels:
+    curves = [(name, at) for name in measures for at in PLACES if any(p.has(name, at) for p in profiles)]
+    if not curves:
         raise InputError(f"none of these was measured: {', '.join(measures)}")
     with style():
-        columns = min(len(panels), 3)
-        rows = math.ceil(len(panels) / columns)
-        figure = Figure(figsize=(0.3 + 3.3 * columns, 0.5 + 2.6 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axis, (measure, place) in zip(axes, panels, strict=False):
+        figure, axes = panels(len(curves), 3, 3.3, 2.6)
+        for axis, (measure, place) in zip(axes, curves, strict=True):
             _panel(axis, profiles, measure, place, relative)
-        for axis in axes[len(panels) :]:
-            axis.axis("off")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
     return figure
@@ -106,25 +112,21 @@ def plot_shares(profiles: Sequence["Profile"]) -> Figure:
     if not measured:
         raise InputError("no shares of similarity were measured")
     with style():
-        columns = min(len(measured), 4)
-        rows = math.ceil(len(measured) / columns)
-        figure = Figure(figsize=(1.0 + 3.0 * columns, 0.6 + 2.6 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
-        for axis, profile in zip(axes, measured, strict=False):
+        figure, axes = panels(len(measured), 4, 3.0, 2.6, sharey=True)
+        for axis, profile in zip(axes, measured, strict=True):
             names = [name for name in SHARES if profile.has(name)]
-            curves = [profile.curve(name) for name in names]
-            heights, tints = [curve.mean for curve in curves], [SHARES[name] for name in names]
-            axis.stackplot(curves[0].layers, heights, colors=tints, labels=[describe(name).title for name in names])
+            layers, heights = profile.curve(names[0]).layers, [profile.curve(name).mean for name in names]
+            titles, tints = [describe(name).title for name in names], [SHARES[name] for name in names]
+            axis.stackplot(layers, heights, colors=tints, labels=titles)
             if profile.has("token_similarity"):
-                axis.plot(curves[0].layers, profile.curve().mean, color="black", label="token similarity")
+                axis.plot(layers, profile.curve().mean, color="black", label="token similarity")
             axis.set(title=profile.label, xlabel="block", xlim=(0, profile.depth), ylim=(0, 1))
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(visible=False)
-        for axis in axes[len(measured) :]:
-            axis.axis("off")
         axes[0].set_ylabel("share of energy")
-        named = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-        figure.legend(*named.get_legend_handles_labels(), loc="outside upper center", ncols=5 if columns > 1 else 2)
+        fullest = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+        columns = 5 if len(axes) > 1 else 2
+        figure.legend(*fullest.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     return figure
 
 
@@ -191,20 +193,18 @@ def plot_spectra(profiles: Sequence["Profile"]) -> Figure:
     if not measured:
         raise InputError("no spectrum was measured")
     with style():
-        figure = Figure(figsize=(0.9 + 2.9 * len(measured), 2.9), layout="constrained")
-        axes = figure.subplots(1, len(measured), squeeze=False)[0]
+        figure, axes = panels(len(measured), 4, 2.9, 2.6)
         tables = [_spectrum(profile) for profile in measured]
         floor = max(min(float(table[table > 0].min()) for table in tables), 1e-5)
         for axis, profile, table in zip(axes, measured, tables, strict=True):
             norm = matplotlib.colors.LogNorm(floor, 1)
             picture = axis.imshow(table.clip(floor), origin="lower", aspect="auto", norm=norm, cmap="magma")
-            axis.set_title(profile.label)
-            axis.set_xlabel("block")
+            axis.set(title=profile.label, xlabel="block")
             axis.grid(visible=False)
-            for side in ("x", "y"):
-                getattr(axis, f"{side}axis").set_major_locator(MaxNLocator(integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel("ring of frequency (0: mean token)")
-        bar = figure.colorbar(picture, ax=list(axes), label="share of energy")
+        bar = figure.colorbar(picture, ax=axes, label="share of energy")
         plain_ticks(bar.ax.yaxis)
     return figure
 

@@ -1,6 +1,5 @@
 """What profiling gives: numbers per sample, layer and measure, with statistics, tables, plots and files."""
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,21 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from bamboo.errors import InputError, unknown
+from bamboo.files import atomic_write
 
-from .intervals import Array, Estimates, bootstrap, first_above, slope
-from .recorder import Key
-from .similarity_split import Pooled
+from .measures.similarity_split import Pooled
+from .recording import Key
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 FORMAT = 1
 COLUMNS = ("model", "layer", "position", "measure", "mean", "low", "high", "n")
 DEFAULT_PLOT = ("token_similarity", "high_frequency_ratio", "update_ratio")
+
+Array = NDArray[np.float64]
 
 
 class Curve(NamedTuple):
@@ -63,40 +65,46 @@ class Profile:
     pooled: dict[Key, Pooled] = field(default_factory=dict)
 
     @cached_property
-    def statistics(self) -> Estimates:
-        """Mean, low and high end of the 95 % interval, and number of samples of each column."""
-        return bootstrap(self.values, self.settings.get("seed", 0))
+    def statistics(self) -> pd.DataFrame:
+        """Mean, low and high end of its 95 % interval (Student's t), and number n of samples, of each column.
 
-    @property
+        Values that are not finite are left out; of one sample there is no interval.
+        """
+        values = pd.DataFrame(self.values, dtype=np.float64).replace([np.inf, -np.inf], np.nan)
+        mean, count = values.mean(), values.count()
+        reach = stats.t.ppf(0.975, count - 1) * values.sem()
+        return pd.DataFrame({"mean": mean, "low": mean - reach, "high": mean + reach, "n": count})
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The long table, one row for each layer, position and measure, under the names of `COLUMNS`."""
+        numbers = [*self.statistics.itertuples(index=False, name=None), *self.pooled.values()]
+        keys = (*self.keys, *self.pooled)
+        rows = [
+            (self.label, key.layer, key.position, key.measure, *row) for key, row in zip(keys, numbers, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    @cached_property
     def measured(self) -> list[tuple[str, str]]:
         """All (position, measure) in it, in the order in which they appear in a pass."""
         return list(dict.fromkeys((key.position, key.measure) for key in (*self.keys, *self.pooled)))
-
-    def curve(self, measure: str = "token_similarity", position: str = "stream") -> Curve:
-        """A measure over layers. Raises `InputError` where it was not measured."""
-        if not self.has(measure, position):
-            raise unknown("curve", f"{position}:{measure}", [f"{at}:{name}" for at, name in self.measured])
-        points = sorted((key.layer, *numbers) for key, *numbers in self._numbers() if key[:2] == (position, measure))
-        layers, mean, low, high, samples = zip(*points, strict=True)
-        ends = np.asarray(low), np.asarray(high)
-        return Curve(list(layers), np.asarray(mean), *ends, np.asarray(samples, dtype=np.int64))
-
-    def _numbers(self) -> Iterator[tuple[Any, ...]]:
-        """Key, mean, low, high and number of samples of everything that was measured."""
-        yield from zip(self.keys, *(part.tolist() for part in self.statistics), strict=True)
-        yield from ((key, *value) for key, value in self.pooled.items())
 
     def has(self, measure: str, position: str = "stream") -> bool:
         """Whether there is such a curve."""
         return (position, measure) in self.measured
 
-    def told(self, notes: Sequence[str], baseline: bool, **settings: Any) -> "Profile":
-        """The same profile with more said about how it was made."""
-        merged = {**settings, **self.settings}
-        return replace(self, notes=(*notes, *self.notes), baseline=baseline, settings=merged)
+    def curve(self, measure: str = "token_similarity", position: str = "stream") -> Curve:
+        """A measure over layers. Raises `InputError` where it was not measured."""
+        if not self.has(measure, position):
+            raise unknown("curve", f"{position}:{measure}", [f"{at}:{name}" for at, name in self.measured])
+        chosen = (self.table["position"] == position) & (self.table["measure"] == measure)
+        rows = self.table[chosen].sort_values("layer")
+        mean, low, high = (rows[name].to_numpy() for name in ("mean", "low", "high"))
+        return Curve(rows["layer"].tolist(), mean, low, high, rows["n"].to_numpy())
 
     def summary(self) -> dict[str, Any]:
-        """Similarity at the last layer, where it passes 0.5 and 0.9, and its slope over depth."""
+        """Similarity at the last layer, where it passes 0.5 and 0.9 (a layer or None), and its slope over depth."""
         result: dict[str, Any] = {"model": self.label, "depth": self.depth, "samples": len(self.values)}
         if not self.has("token_similarity"):
             return result
@@ -107,12 +115,17 @@ class Profile:
         for name in ("between", "excess"):
             if self.has(f"{name}_similarity"):
                 result[name] = float(self.curve(f"{name}_similarity").mean[-1])
-        passes = {f"passes_{level}": first_above(curve.layers, curve.mean, level) for level in (0.5, 0.9)}
-        return result | passes | {"slope": slope(curve.layers, curve.mean)}
+        for level in (0.5, 0.9):
+            above = np.flatnonzero(curve.mean >= level)
+            result[f"passes_{level}"] = curve.layers[above[0]] if len(above) else None
+        known = np.isfinite(curve.mean)
+        depth = np.asarray(curve.layers)[known] / max(curve.layers)
+        result["slope"] = float(stats.linregress(depth, curve.mean[known]).slope) if known.sum() > 1 else np.nan
+        return result
 
-    def to_pandas(self) -> "DataFrame":
+    def to_pandas(self) -> pd.DataFrame:
         """The long table: one row per model, layer, position and measure."""
-        return Comparison((self,)).to_pandas()
+        return self.table.copy()
 
     def plot(self, measures: Sequence[str] = DEFAULT_PLOT) -> "Figure":
         """Curves of these measures over relative depth."""
@@ -125,15 +138,14 @@ class Profile:
     @classmethod
     def load(cls, folder: str | Path, label: str | None = None) -> "Profile":
         """Read what `save` wrote; of several models in one folder name one by its label."""
-        profiles = Comparison.load(folder).profiles
-        if label is None and len(profiles) > 1:
-            raise InputError(
-                f"{folder} holds {len(profiles)} profiles, name one: {', '.join(p.label for p in profiles)}"
-            )
-        found = {profile.label: profile for profile in profiles}
-        if label is not None and label not in found:
-            raise unknown("profile", label, found)
-        return profiles[0] if label is None else found[label]
+        profiles = {profile.label: profile for profile in Comparison.load(folder).profiles}
+        if label is None:
+            if len(profiles) > 1:
+                raise InputError(f"{folder} holds {len(profiles)} profiles, name one: {', '.join(profiles)}")
+            label = next(iter(profiles))
+        if label not in profiles:
+            raise unknown("profile", label, profiles)
+        return profiles[label]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,23 +154,13 @@ class Comparison:
 
     profiles: tuple[Profile, ...]
 
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        """The long table, under the names of `COLUMNS`; low and high are the ends of the 95 % interval."""
-        for profile in self.profiles:
-            for key, mean, low, high, count in profile._numbers():
-                yield profile.label, key.layer, key.position, key.measure, mean, low, high, count
-
     def summary(self) -> list[dict[str, Any]]:
         """A summary of each model: see `Profile.summary`."""
         return [profile.summary() for profile in self.profiles]
 
-    def to_pandas(self) -> "DataFrame":
-        """The long table. Raises `InputError` where pandas is not installed."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise InputError("to_pandas needs pandas: pip install pandas, or read profile.csv") from error
-        return pandas.DataFrame(list(self.rows()), columns=list(COLUMNS))
+    def to_pandas(self) -> pd.DataFrame:
+        """The long table of all models; low and high are the ends of the 95 % interval."""
+        return pd.concat([profile.table for profile in self.profiles], ignore_index=True)
 
     def plot(self, measures: Sequence[str] = DEFAULT_PLOT) -> "Figure":
         """Curves of these measures over relative depth, one colour per model, dashed for a fresh model."""
@@ -168,21 +170,17 @@ class Comparison:
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write profile.json, profile.csv and samples.npz; each appears complete or not at all."""
-        from bamboo.files import atomic_write
-
         folder = Path(folder)
-        paths = [folder / "samples.npz", folder / "profile.csv", folder / "profile.json"]
-        with atomic_write(paths[0]) as temporary, temporary.open("wb") as binary:
-            arrays: dict[str, Any] = {f"profile_{i}": p.values for i, p in enumerate(self.profiles)}
+        paths = [folder / "profile.json", folder / "profile.csv", folder / "samples.npz"]
+        with atomic_write(paths[2]) as temporary, temporary.open("wb") as binary:
+            arrays: dict[str, Any] = {f"profile_{i}": profile.values for i, profile in enumerate(self.profiles)}
             np.savez_compressed(binary, **arrays)
-        with atomic_write(paths[1]) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(COLUMNS)
-            table.writerows(self.rows())
-        with atomic_write(paths[2]) as temporary:
+        with atomic_write(paths[1]) as temporary:
+            self.to_pandas().to_csv(temporary, index=False, na_rep="nan")
+        with atomic_write(paths[0]) as temporary:
             content = {"format": FORMAT, "profiles": [_as_dict(profile) for profile in self.profiles]}
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        return paths[::-1]
+        return paths
 
     @classmethod
     def load(cls, folder: str | Path) -> "Comparison":
@@ -196,7 +194,8 @@ class Comparison:
             raise InputError(f"{folder} holds no profile that can be read ({error})") from error
         if content.get("format") != FORMAT:
             raise InputError(f"{path} is of format {content.get('format')}, expected {FORMAT}")
-        return cls(tuple(_from_dict(told, rows) for told, rows in zip(content["profiles"], values, strict=True)))
+        pairs = zip(content["profiles"], values, strict=True)
+        return cls(tuple(_from_dict(profile, samples) for profile, samples in pairs))
 
 
 def compare(profiles: Mapping[str, Profile]) -> Comparison:
@@ -207,47 +206,48 @@ def compare(profiles: Mapping[str, Profile]) -> Comparison:
 
 
 def _as_dict(profile: Profile) -> dict[str, Any]:
-    """Everything but the numbers of each sample, as plain data; NaN becomes null."""
+    """Everything but the numbers of each sample, as JSON has it; NaN becomes null."""
     curves = []
     for position, measure in profile.measured:
-        curve = profile.curve(measure, position)
-        numbers = {name: _plain(getattr(curve, name)) for name in ("mean", "low", "high")}
-        curves.append(
-            {"position": position, "measure": measure, "layers": curve.layers, **numbers, "n": curve.samples.tolist()}
-        )
+        layers, *numbers, samples = profile.curve(measure, position)
+        mean, low, high = map(_nulled, numbers)
+        place = {"position": position, "measure": measure, "layers": layers}
+        curves.append({**place, "mean": mean, "low": low, "high": high, "n": samples.tolist()})
+    summary = profile.summary()
     return {
         "label": profile.label,
         "baseline": profile.baseline,
         "depth": profile.depth,
         "samples": len(profile.values),
-        "summary": {
-            k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in profile.summary().items()
-        },
+        "summary": {name: _nulled([n])[0] if isinstance(n, float) else n for name, n in summary.items()},
         "settings": profile.settings,
         "versions": profile.versions,
         "notes": profile.notes,
         "keys": profile.keys,
-        "pooled": [[*key, *_plain(value[:3]), value.samples] for key, value in profile.pooled.items()],
+        "pooled": [[*key, *_nulled(value[:3]), value.samples] for key, value in profile.pooled.items()],
         "curves": curves,
     }
 
 
-def _plain(numbers: Iterable[float]) -> list[float | None]:
+def _nulled(numbers: Iterable[float]) -> list[float | None]:
     return [float(number) if np.isfinite(number) else None for number in numbers]
 
 
-def _from_dict(told: Mapping[str, Any], values: NDArray[np.float32]) -> Profile:
+def _pooled(saved: Iterable[Sequence[Any]]) -> Iterator[tuple[Key, Pooled]]:
+    for *key, mean, low, high, samples in saved:
+        mean, low, high = (np.nan if number is None else number for number in (mean, low, high))
+        yield Key(*key), Pooled(mean, low, high, samples)
+
+
+def _from_dict(saved: Mapping[str, Any], values: NDArray[np.float32]) -> Profile:
     return Profile(
-        label=told["label"],
-        depth=told["depth"],
-        keys=tuple(Key(*key) for key in told["keys"]),
+        label=saved["label"],
+        depth=saved["depth"],
+        keys=tuple(Key(*key) for key in saved["keys"]),
         values=values,
-        settings=told["settings"],
-        versions=told["versions"],
-        notes=tuple(told["notes"]),
-        baseline=told["baseline"],
-        pooled={
-            Key(*key): Pooled._make([*(np.nan if x is None else x for x in (mean, low, high)), count])
-            for *key, mean, low, high, count in told.get("pooled", ())  # not in files of earlier versions
-        },
+        settings=saved["settings"],
+        versions=saved["versions"],
+        notes=tuple(saved["notes"]),
+        baseline=saved["baseline"],
+        pooled=dict(_pooled(saved.get("pooled", ()))),  # not in files of earlier versions
     )

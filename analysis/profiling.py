@@ -17,11 +17,11 @@ from bamboo.errors import InputError
 
 from .architectures import find_stack
 from .captures import capture
-from .definitions import DEFAULT, choose
-from .feeding import Batch, Feeder, Tokens, encoder_of, evaluating, precision_context, read_batch, reads_text
+from .inputs import Batch, Feeder, Tokens, encoder_of, evaluating, read_batch, reads_text
+from .measures.definitions import choose
+from .measures.similarity_split import GROUPS, Place, Sums, pooled, united
 from .profiles import Profile
-from .recorder import BRANCHES, MAPS, Key, Recorder
-from .similarity_split import GROUPS, Place, Sums, pooled, united
+from .recording import NEEDS_BRANCHES, NEEDS_MAPS, Key, Recorder
 
 PACKAGES = ("bamboo-mae", "torch", "torchvision", "timm", "transformers", "numpy")
 
@@ -29,7 +29,7 @@ PACKAGES = ("bamboo-mae", "torch", "torchvision", "timm", "transformers", "numpy
 def profile(
     model: nn.Module,
     loader: Iterable[Any],
-    measures: Sequence[str] = DEFAULT,
+    measures: Sequence[str] = ("stream", "branches"),
     tokens: Tokens = "patches",
     mask_ratio: float = 0.0,
     samples: int | None = None,
@@ -53,14 +53,14 @@ def profile(
         loader: batches of images (B, C, H, W), bytes or standardised floats, alone, first in a tuple, or in a
             dictionary under `image` or `pixel_values`; or dictionaries with `input_ids`, `attention_mask` and
             `special_tokens_mask`.
-        measures: names of measures, or of groups of them: stream, branches, ranks, pairs, attention, all.
+        measures: names of measures, or of groups of them: stream, branches, attention, ranks, pairs, bound, all.
         tokens: count `patches` (in texts: words) alone, or `all`, with class token and registers.
         mask_ratio: share of patches to leave out at random, as in masked pretraining; 0 for whole images.
         samples: stop after so many samples (of this process).
         blocks: path of the list of blocks, where it cannot be found.
         prefix: number of tokens before the patches, where they cannot be found.
         precision: run the model in fp32 or under bf16 autocast; measures are always in fp32.
-        seed: of masks and of the bootstrap.
+        seed: of masks.
         label: a name for tables and legends, by default the model's class.
         progress: show a progress bar.
 
@@ -70,7 +70,7 @@ def profile(
     kind, model, chosen = type(model).__name__, encoder_of(model), choose(measures)
     stack, device = find_stack(model, blocks), next(model.parameters()).device
     feeder, recorder = Feeder(model, tokens, mask_ratio, seed, prefix), Recorder(chosen, stack)
-    branches, attention = (any(name in chosen for name in names) for names in (BRANCHES, MAPS))
+    branches, attention = (not names.isdisjoint(chosen) for names in (NEEDS_BRANCHES, NEEDS_MAPS))
     fingerprints: list[int] = []
     skipped: list[str] = []
     with evaluating(model), capture(model, recorder, stack.path, branches, attention):
@@ -78,13 +78,15 @@ def profile(
             marks = batch.fingerprints()
             fingerprints += marks
             skipped += batch.skipped
-            placed = batch.to(device)
-            recorder.layout, recorder.groups = feeder.layout(placed), torch.tensor(marks, device=device) % GROUPS
-            with precision_context(precision, device):
-                feeder.run(placed, marks)
+            batch = batch.to(device)
+            recorder.layout, recorder.groups = feeder.layout(batch), torch.tensor(marks, device=device) % GROUPS
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                feeder.run(batch, marks)
             recorder.end_batch()
-    values, keys, sums = _gather(fingerprints, recorder)
-    parts = {Key(at, name, layer): part for at, layer, name, part in pooled(sums) if name in chosen}
+    values, sums = _gather(fingerprints, recorder)
+    notes = _undefined(values, recorder.keys)
+    if skipped:
+        notes.append(f"{len(skipped)} files could not be read")
     settings = {
         "model": kind,
         "blocks": stack.path,
@@ -96,17 +98,24 @@ def profile(
         "device": device.type,
         "seed": seed,
     }
-    notes = [*_undefined(values, keys), *([f"{len(skipped)} files could not be read"] if skipped else [])]
-    return Profile(label or kind, len(stack.blocks), keys, values, settings, _versions(), tuple(notes), pooled=parts)
+    return Profile(
+        label or kind,
+        len(stack.blocks),
+        tuple(recorder.keys),
+        values,
+        settings,
+        versions(),
+        tuple(notes),
+        pooled={Key(at, name, layer): part for at, layer, name, part in pooled(sums) if name in chosen},
+    )
 
 
 def _take(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[Batch]:
     """Batches up to a number of samples, cut within a batch, so that the batch size does not matter."""
     taken = 0
-    hidden: dict[str, Any] = {} if progress else {"disable": True}  # told nothing, tqdm obeys TQDM_DISABLE
+    hidden: dict[str, Any] = {} if progress else {"disable": True}  # without the option tqdm obeys TQDM_DISABLE
     with tqdm(total=limit, unit=" samples", dynamic_ncols=True, **hidden) as bar:
-        for given in loader:
-            batch = read_batch(given)
+        for batch in map(read_batch, loader):
             if limit is not None:
                 batch = batch.first(limit - taken)
             taken += len(batch)
@@ -119,41 +128,38 @@ def _take(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[
         raise InputError("there are no samples to profile")
 
 
-def _gather(
-    fingerprints: list[int], recorder: Recorder
-) -> tuple[NDArray[np.float32], tuple[Key, ...], dict[Place, Sums]]:
+def _gather(fingerprints: list[int], recorder: Recorder) -> tuple[NDArray[np.float32], dict[Place, Sums]]:
     """The numbers of all samples of all processes, ordered by fingerprint, so not by reading; and the common sums."""
-    values, marks, keys = np.concatenate(recorder.rows), np.asarray(fingerprints), tuple(recorder.keys)
-    sums = recorder.split.state()
+    values, marks, sums = np.concatenate(recorder.rows), np.asarray(fingerprints), recorder.split.state()
     if distributed.is_available() and distributed.is_initialized():
         parts: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(parts, (marks, values, sums))
         marks, values = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         sums = united([part[2] for part in parts])
-    return values[np.argsort(marks, kind="stable")], keys, sums
+    return values[np.argsort(marks, kind="stable")], sums
 
 
-def _undefined(values: NDArray[np.float32], keys: Sequence[Key]) -> Iterator[str]:
-    """A line for each set of curves that are not finite for the same number of samples."""
-    bad = (~np.isfinite(values)).sum(0)
+def _undefined(values: NDArray[np.float32], keys: Sequence[Key]) -> list[str]:
+    """A note for each set of curves that are not finite at the same layers, for the same number of samples."""
+    counts = (~np.isfinite(values)).sum(0).tolist()
     layers: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for key, count in zip(keys, bad.tolist(), strict=True):
+    for key, count in zip(keys, counts, strict=True):
         if count:
             layers[key.position, key.measure].append((key.layer, count))
-    same: dict[tuple[str, tuple[tuple[int, int], ...]], list[str]] = defaultdict(list)
-    for (position, measure), where in layers.items():
-        same[position, tuple(where)].append(measure)
-    for (position, places), names in same.items():
-        at, most = [layer for layer, _ in places], max(count for _, count in places)
-        yield (
-            f"not finite for up to {most} of {len(values)} samples, which are left out: {', '.join(names)} "
-            f"at {position}, layers {at[0]} to {at[-1]}"
-        )
+    names: dict[tuple[str, tuple[tuple[int, int], ...]], list[str]] = defaultdict(list)
+    for (position, measure), places in layers.items():
+        names[position, tuple(places)].append(measure)
+    return [
+        f"not finite for up to {max(count for _, count in places)} of {len(values)} samples, which are left out: "
+        f"{', '.join(measures)} at {position}, layers {places[0][0]} to {places[-1][0]}"
+        for (position, places), measures in names.items()
+    ]
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    result = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            result[package] = version(package)
+    return result

@@ -1,136 +1,119 @@
-"""One page that holds everything about a comparison and opens anywhere, without a network."""
+"""The report of a comparison: which figures and tables it has, in order, and what is said beside them."""
 
-import base64
-import html
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bamboo.files import atomic_write
+from .figures import CSS as CSS
+from .figures import html_figure as html_figure
+from .figures import html_table as html_table
+from .maps import Maps, plot_maps
+from .measures.definitions import DEFINITIONS, describe
+from .pages import Section, Table, write_page
+from .plots import SHARES, plot_curves, plot_shares, plot_spectra
+from .profiles import Comparison, Profile
 
-from .definitions import DEFINITIONS, describe
-from .figures import Section
-from .intervals import RESAMPLES, say_first
-from .profiles import Comparison
-
-CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d8dee4; }
-p.lead { color: #57606a; margin-top: .2rem; }
-p.note { background: #fff8e6; border-left: 3px solid #d99e00; padding: .3rem .7rem; }
-table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #d8dee4; padding: .3rem .7rem; text-align: left; vertical-align: top; }
-th { background: #f6f8fa; font-weight: 600; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption { color: #57606a; font-size: .9rem; }
-"""
-COLUMNS = {
+SIMILARITIES = ("token_similarity", "between_similarity", "excess_similarity")
+BANDS = "Lines are means over samples, bands 95 % intervals; a mark at the end is the state after the final norm."
+DASHED = " Dashed lines are the same architecture, freshly initialised."
+OF_SHARES = (
+    "Shares of the energy of unit tokens, which add up to one. Token similarity (the line) is common + sample, but for "
+    "the cosine of a token with itself. What is common to all samples is no smoothing, however large: the share of the "
+    "sample is what over-smoothing feeds."
+)
+OF_SPECTRA = "Share of the energy by block and ring of frequency; ring 0 is the mean token, which over-smoothing feeds."
+OF_SUMMARY = (
+    "Similarity is the mean cosine of all pairs of tokens of a sample after the last block and after the final norm, "
+    "between samples that of tokens of different ones; excess, (similarity − between) / (1 − between), is what remains "
+    "for smoothing. Intervals of means over samples are Student's t. It passes a level at the first block whose mean "
+    "is above it. The slope is the least-squares change over the whole depth."
+)
+OF_DEFINITIONS = (
+    "X has the n tokens x_i that count as rows, m is their mean. A is an attention map, HC[X] = X − 1mᵀ. All is "
+    "computed in fp32."
+)
+SUMMARY = {
     "model": "model",
     "depth": "blocks",
     "samples": "samples",
-    "last": "similarity at the last block",
+    "last": "similarity",
     "interval": "95 % interval",
-    "after_norm": "after the final norm",
-    "between": "between samples",
+    "after_norm": "after norm",
+    "between": "between",
     "excess": "excess",
-    "passes_0.5": "passes 0.5 at block",
-    "passes_0.9": "passes 0.9 at block",
-    "slope": "slope over depth",
+    "passes_0.5": "passes 0.5",
+    "passes_0.9": "passes 0.9",
+    "slope": "slope",
 }
 
 
-def write_report(path: Path, comparison: Comparison, sections: Sequence[Section]) -> Path:
-    """Write a comparison as one HTML page with everything inside it; it appears complete or not at all.
-
-    Args:
-        path: the page, in the folder that the figures were saved in.
-        comparison: the profiles.
-        sections: the figures, in order.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_text("\n".join(_page(comparison, sections, path.parent)) + "\n", encoding="utf-8")
-    return path
-
-
-def _page(comparison: Comparison, sections: Sequence[Section], folder: Path) -> Iterator[str]:
-    names = ", ".join(profile.label for profile in comparison.profiles)
-    yield "<!DOCTYPE html>"
-    yield f'<html lang="en"><head><meta charset="utf-8"><title>Over-smoothing: {html.escape(names)}</title>'
-    yield '<link rel="icon" href="data:,">'  # or a browser asks a server for one
-    yield f'<meta name="viewport" content="width=device-width"><style>{CSS}</style></head><body>'
-    yield "<h1>How alike tokens grow with depth</h1>"
-    yield f'<p class="lead">{html.escape(names)}</p>'
-    yield "<h2>Summary</h2>"
-    yield html_table(list(COLUMNS.values()), [_summary(row) for row in comparison.summary()])
-    yield (
-        "<p>Similarity is the mean cosine of all pairs of tokens of a sample, between samples that of tokens of "
-        "different ones; excess, (similarity − between) / (1 − between), is what remains for smoothing. Intervals are "
-        f"95 % percentile bootstraps over samples ({RESAMPLES} resamples). The slope is the least-squares change over "
-        "the whole depth.</p>"
-    )
-    for profile in comparison.profiles:
-        yield from (f'<p class="note">{html.escape(profile.label)}: {html.escape(note)}</p>' for note in profile.notes)
-    for section in sections:
-        yield f"<h2>{html.escape(section.heading)}</h2>"
-        yield html_figure(section, folder)
-    yield "<h2>Definitions</h2>"
-    yield "<p>X has the n tokens x<sub>i</sub> that count as rows, m is their mean. A is an attention map, "
-    yield "HC[X] = X − 1mᵀ. All is computed in fp32.</p>"
-    yield html_table(["measure", "definition", "how to read it"], _definitions(comparison))
-    yield "<h2>Settings</h2>"
-    yield html_table(*_settings(comparison, "settings"))
-    yield "<h2>Versions</h2>"
-    yield html_table(*_settings(comparison, "versions"))
-    yield "</body></html>"
+def write_report(path: Path, comparison: Comparison, maps: Sequence[Maps] = ()) -> list[Path]:
+    """Write all figures of a comparison and one page that holds them; the paths of all, the page first."""
+    profiles = comparison.profiles
+    head, *rows = summary_rows(comparison)
+    sections = [
+        Section("Summary", OF_SUMMARY, table=Table(head, rows)),
+        *_figures(profiles, maps),
+        Section("Definitions", OF_DEFINITIONS, table=_definitions(profiles)),
+        Section("Settings", table=_settings(profiles, "settings")),
+        Section("Versions", table=_settings(profiles, "versions")),
+    ]
+    notes = [f"{profile.label}: {note}" for profile in profiles for note in profile.notes]
+    names = ", ".join(profile.label for profile in profiles)
+    return write_page(path, "How alike tokens grow with depth", names, sections, notes)
 
 
-def _summary(row: Mapping[str, Any]) -> list[str]:
-    row = dict(row)
-    if "low" in row:
-        row["interval"] = f"{row['low']:.3f} to {row['high']:.3f}"
-    for name in ("passes_0.5", "passes_0.9"):
-        row[name] = say_first(row.get(name))
-    return [_text(row.get(name, "")) for name in COLUMNS]
+def summary_rows(comparison: Comparison) -> list[list[str]]:
+    """Heads, and a row for each model: similarity after the last block, where it passes 0.5 and 0.9, and its slope."""
+    rows = [list(SUMMARY.values())]
+    for summary in comparison.summary():
+        if "last" in summary:
+            summary["interval"] = f"{summary['low']:.3f} to {summary['high']:.3f}"
+            for name in ("passes_0.5", "passes_0.9"):
+                summary[name] = {None: "never", 0: "starts above"}.get(summary[name], summary[name])
+        rows.append([_text(summary.get(name, "")) for name in SUMMARY])
+    return rows
 
 
-def _definitions(comparison: Comparison) -> list[list[str]]:
-    measured = {describe(name).title for profile in comparison.profiles for _, name in profile.measured}
-    found = [definition for definition in DEFINITIONS.values() if definition.title in measured]
-    return [[definition.title, definition.formula, definition.reading] for definition in found]
+def _figures(profiles: Sequence[Profile], maps: Sequence[Maps]) -> Iterator[Section]:
+    measured = {measure for profile in profiles for _, measure in profile.measured}
+    caption = BANDS + (DASHED if any(profile.baseline for profile in profiles) else "")
+    relative = len({profile.depth for profile in profiles}) > 1
+    if "common_share" in measured:
+        yield Section("What similarity is made of", OF_SHARES, plot_shares(profiles), "shares")
+    similar = [name for name in SIMILARITIES if name in measured]
+    if similar:
+        heading = "Similarity within samples, between them, and in excess of that" if len(similar) > 1 else "Similarity"
+        yield Section(heading, caption, plot_curves(profiles, similar, relative), "similarity")
+    others = [name for name in DEFINITIONS if name in measured and name not in (*SHARES, *SIMILARITIES)]
+    if others:
+        yield Section("All other measures", caption, plot_curves(profiles, others, relative), "measures")
+    if relative and (similar or others):
+        figure = plot_curves(profiles, [*similar, *others], relative=False)
+        yield Section("All measures over absolute depth", caption, figure, "absolute_depth")
+    if "spectrum/0" in measured:
+        yield Section("Spectra", OF_SPECTRA, plot_spectra(profiles), "spectra")
+    for number, model in enumerate(maps, start=1):
+        row, column = model.centre
+        text = f"Cosine of each patch to the marked one (row {row}, column {column}) and to the mean patch, by block."
+        yield Section(f"Token-similarity maps: {model.label}", text, plot_maps(model), f"maps_{number}")
 
 
-def _settings(comparison: Comparison, what: str) -> tuple[list[str], list[list[str]]]:
-    told = [getattr(profile, what) for profile in comparison.profiles]
-    names = list(dict.fromkeys(name for one in told for name in one))
-    rows = [[name.replace("_", " "), *(_text(one.get(name, "")) for one in told)] for name in names]
-    return ["", *(profile.label for profile in comparison.profiles)], rows
+def _definitions(profiles: Sequence[Profile]) -> Table:
+    titles = {describe(name).title for profile in profiles for _, name in profile.measured}
+    measured = [definition for definition in DEFINITIONS.values() if definition.title in titles]
+    rows = [[definition.title, definition.formula, definition.reading] for definition in measured]
+    return Table(["measure", "definition", "how to read it"], rows)
+
+
+def _settings(profiles: Sequence[Profile], kind: str) -> Table:
+    columns = [getattr(profile, kind) for profile in profiles]
+    names = dict.fromkeys(name for settings in columns for name in settings)
+    rows = [[name.replace("_", " "), *(_text(settings.get(name, "")) for settings in columns)] for name in names]
+    return Table(["", *(profile.label for profile in profiles)], rows)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts, numbers to the right."""
-
-    def cell(text: str) -> str:
-        kind = ' class="number"' if text.replace(".", "").replace("-", "").isdigit() else ""
-        return f"<td{kind}>{html.escape(text)}</td>"
-
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def html_figure(section: Section, folder: Path) -> str:
-    """A saved figure as an image in the page: drawn lines as SVG, pictures as PNG."""
-    kind = "png" if any(axis.images for axis in section.figure.axes) else "svg"
-    data = base64.b64encode((folder / f"{section.name}.{kind}").read_bytes()).decode()
-    mime, text = "image/svg+xml" if kind == "svg" else "image/png", html.escape(section.caption)
-    width = round(96 * section.figure.get_figwidth())  # its own size, whatever the resolution
-    image = f'<img alt="{text}" width="{width}" src="data:{mime};base64,{data}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

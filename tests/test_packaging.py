@@ -36,7 +36,11 @@ def test_it_holds_bamboo_and_nothing_else(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bamboo", "bamboo_mae"}
     for package in ("analysis", "finetune", "configs"):
         assert f"bamboo/{package}/__init__.py" in names
-    assert {"bamboo/py.typed", "bamboo/analysis/templates/page.html"} <= set(names)
+    assert {
+        "bamboo/py.typed",
+        "bamboo/analysis/templates/page.html",
+        "bamboo/analysis/measures/definitions.csv",
+    } <= set(names)
     shipped = {
         name.removeprefix("bamboo/") for name in names if name.startswith("bamboo/configs/") and name.endswith(".yaml")
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bamboo.analysis.definitions import choose
+from bamboo.analysis.measures.definitions import choose
 from bamboo.errors import InputError, unknown
 from bamboo.fit.compose import compose, select
 from bamboo.shapes import Shape, find_shape

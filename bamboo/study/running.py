@@ -159,7 +159,7 @@ def _tidy() -> None:
 def _where() -> dict[str, Any]:
     import torch
 
-    from bamboo.analysis.profiling import _versions
+    from bamboo.analysis.profiling import versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"device": device, "threads": torch.get_num_threads(), "versions": _versions()}
+    return {"device": device, "threads": torch.get_num_threads(), "versions": versions()}

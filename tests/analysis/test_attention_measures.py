@@ -8,8 +8,7 @@ import torch
 from scipy import stats
 
 from bamboo.analysis import measures
-from bamboo.analysis.attention_measures import high_frequency_norm
-from bamboo.analysis.explicit_attention import ObservedAttention
+from bamboo.analysis.attention_maps import ObservedAttention
 
 LENGTHS = torch.tensor([6, 4, 2])
 
@@ -95,7 +94,7 @@ def test_high_frequency_gain_ignores_the_mean_and_padding():
     mask = torch.arange(6) < LENGTHS[:, None]
     garbage = tokens.masked_fill(~mask.unsqueeze(-1), torch.nan)
     torch.testing.assert_close(measures.high_frequency_gain(0.5 * garbage + 7, garbage, mask), torch.full((3,), 0.5))
-    whole = high_frequency_norm(tokens)
+    whole = measures.high_frequency_norm(tokens)
     torch.testing.assert_close(whole, (tokens - tokens.mean(1, keepdim=True)).flatten(1).norm(dim=1))
 
 

@@ -13,7 +13,8 @@ import transformers
 from torch import nn
 
 from bamboo.analysis import State, capture
-from bamboo.analysis.architectures import find_prefix, find_stack, projection_norms
+from bamboo.analysis.architectures import find_prefix, find_stack
+from bamboo.analysis.measures import projection_norms
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 from bamboo.vision.encoder import block_states, embed

@@ -19,13 +19,12 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from bamboo.analysis import Comparison, Profile, profile
-from bamboo.analysis.command import _summary, profile_command
+from bamboo.analysis.command import maps_of, profile_command
 from bamboo.analysis.data_sources import open_data
-from bamboo.analysis.figures import maps_of
 from bamboo.analysis.model_sources import fresh_copy, open_model, split_label
 from bamboo.analysis.profiling import _take
-from bamboo.analysis.recorder import Key
-from bamboo.analysis.report import write_report
+from bamboo.analysis.recording import Key
+from bamboo.analysis.report import summary_rows, write_report
 from bamboo.errors import InputError
 from bamboo.files import write_weights
 from bamboo.shapes import Shape
@@ -90,10 +89,8 @@ def test_everything_is_written_and_the_summary_printed(
     figures = (
         "shares",
         "similarity",
-        "measures_relative_depth",
-        "measures_absolute_depth",
+        "measures",
         "spectra",
-        "theory",
         "maps_1",
         "maps_2",
     )
@@ -109,7 +106,6 @@ def test_everything_is_written_and_the_summary_printed(
         "What similarity is made of",
         "Similarity within samples, between them",
         "1/(n(n−1))",
-        "the bound is",
         "torch",
         "mask ratio",
         "mine (fresh)",
@@ -153,8 +149,8 @@ def test_a_curve_that_starts_above_a_level_is_said_to(
     keys = tuple(Key("stream", "token_similarity", layer) for layer in range(3))
     curve = np.tile(np.array([0.6, 0.4, 0.95], np.float32), (4, 1))
     comparison = Comparison((Profile("m", 2, keys, curve),))
-    assert re.search(r"m +2 +4 .* starts above +2 +\d", _summary(comparison))
-    page = write_report(tmp_path / "report.html", comparison, []).read_text()
+    assert summary_rows(comparison)[1][-3:-1] == ["starts above", "2"]
+    page = write_report(tmp_path / "report.html", comparison)[0].read_text()
     assert "<td>starts above</td>" in page
 
 
@@ -235,7 +231,7 @@ def test_text_models_read_files_and_folders(bert: Path, novel: Path, tmp_path: P
     found = run([f"hf:{bert}"], novel, tmp_path / "a", measures=groups, max_length=24, baseline=True)
     assert len(found.profiles[0].values) == 6
     assert found.profiles[0].has("cls_similarity")
-    assert (tmp_path / "a" / "theory.png").is_file()
+    assert (tmp_path / "a" / "measures.png").is_file()
     single = run([str(bert)], novel / "class.txt", tmp_path / "b", max_length=24)
     assert len(single.profiles[0].values) == 6
     (tmp_path / "short.md").write_text("a class is a thing")

@@ -1,7 +1,6 @@
 """Profiles: right numbers, whatever the batch size, order, workers, processes and precision."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bamboo.analysis import Comparison, Profile, capture, compare, measures, profile
-from bamboo.analysis.definitions import DEFINITIONS, choose
-from bamboo.analysis.recorder import Key
+from bamboo.analysis.measures.definitions import DEFINITIONS, choose
+from bamboo.analysis.recording import Key
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 from bamboo.vision.mae import build_mae
@@ -31,8 +30,7 @@ def close(one: Profile, other: Profile, tolerance: float = 2e-5) -> None:
     for key, value in one.pooled.items():
         np.testing.assert_allclose(other.pooled[key].mean, value.mean, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(one.values, other.values, rtol=tolerance, atol=tolerance)
-    for first, second in zip(one.statistics, other.statistics, strict=True):
-        np.testing.assert_allclose(first, second, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(one.statistics, other.statistics, rtol=tolerance, atol=tolerance)
 
 
 def text_batch(lengths: tuple[int, ...] = (12, 5, 9), seed: int = 0) -> dict[str, torch.Tensor]:
@@ -84,7 +82,7 @@ def test_patches_alone_count_and_the_prefix_is_apart(kind: str):
     np.testing.assert_allclose(result.curve("cls_similarity").mean, first, rtol=1e-5)
     everything = profile(model, [images()], ["token_similarity"], tokens="all")
     expected = torch.stack([measures.token_similarity(state) for state in states]).mean(1)
-    np.testing.assert_allclose(everything.curve().mean, expected, rtol=1e-5)
+    np.testing.assert_allclose(everything.curve().mean, expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", TEXTS)
@@ -136,11 +134,8 @@ def test_transformers_masked_autoencoder_runs_whole_and_masked():
     assert not np.allclose(masked.curve().mean[-1], whole.curve().mean[-1])
 
 
-def test_two_runs_with_one_seed_are_equal_and_intervals_follow_the_seed():
-    runs = [profile(timm_vit_of(0), [images(20)], CHEAP, seed=seed) for seed in (0, 0, 1)]
-    close(runs[0], runs[1], 0)
-    assert (runs[0].statistics.mean == runs[2].statistics.mean).all()
-    assert (runs[0].statistics.low != runs[2].statistics.low).any()
+def test_two_runs_are_equal():
+    close(*(profile(timm_vit_of(0), [images(20)], CHEAP) for _ in range(2)), 0)
 
 
 def timm_vit_of(seed: int) -> nn.Module:
@@ -149,15 +144,13 @@ def timm_vit_of(seed: int) -> nn.Module:
 
 
 def test_intervals_hold_the_mean_and_cover_it_as_often_as_they_say():
-    from bamboo.analysis.intervals import bootstrap
-
     generator = np.random.default_rng(0)
-    values = generator.normal(3.0, 2.0, size=(100, 400)).astype(np.float32)
-    estimates = bootstrap(values)
-    assert ((estimates.low < estimates.mean) & (estimates.mean < estimates.high)).all()
-    covered = ((estimates.low < 3.0) & (estimates.high > 3.0)).mean()
-    assert 0.90 < covered < 0.98
-    np.testing.assert_allclose((estimates.high - estimates.low).mean(), 2 * 1.96 * 2.0 / math.sqrt(100), rtol=0.1)
+    values = generator.normal(3.0, 2.0, size=(20, 1000)).astype(np.float32)
+    keys = tuple(Key("stream", "token_norm", layer) for layer in range(1000))
+    _, mean, low, high, _ = Profile("m", 999, keys, values).curve("token_norm")
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-5)
+    assert abs(((low < 3.0) & (high > 3.0)).mean() - 0.95) < 0.02
+    assert np.isnan(Profile("m", 999, keys, values[:1]).curve("token_norm").low).all()
 
 
 def share(rank: int, folder: Path, measures: Sequence[str] = CHEAP) -> None:

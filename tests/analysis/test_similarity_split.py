@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from bamboo.analysis import Profile, capture, profile
-from bamboo.analysis.similarity_split import GROUPS, SPLIT, SplitSums, pooled, sample_sums, split, united
+from bamboo.analysis.measures.similarity_split import GROUPS, SPLIT, SplitSums, pooled, sample_sums, split, united
 
 from .test_profiling import share, text_batch, timm_vit_of
 from .tiny import DEPTH, TEXT, images, timm_vit

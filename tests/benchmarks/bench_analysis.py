@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_iter
 from bamboo.analysis import profile
 from bamboo.analysis.architectures import find_stack
 from bamboo.analysis.captures import State, capture
+from bamboo.analysis.inputs import Layout
 from bamboo.analysis.measures import token_similarity
-from bamboo.analysis.recorder import Layout, Recorder
+from bamboo.analysis.recording import Recorder
 from bamboo.shapes import Patches, find_shape
 from bamboo.vision.encoder import build_encoder
 

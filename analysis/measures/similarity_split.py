@@ -22,8 +22,7 @@ from torch import Tensor
 
 from bamboo.errors import InputError
 
-from .measures import _count, _inverse_norms, _keep
-from .precision import in_fp32
+from .masking import count_tokens, in_fp32, inverse_norms, keep
 
 GROUPS = 20
 """Groups of samples that intervals are drawn from; a sample's content decides on its group."""
@@ -50,19 +49,14 @@ def sample_sums(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     These are its mean unit token, the square of that, its token similarity, its share of tokens that are not zero, and
     1; or zeros alone where it has fewer than two tokens, or numbers that are not finite.
     """
-    wide = _wide(tokens)
-    inverse, count = _inverse_norms(tokens, mask), _count(tokens, mask).to(wide)
-    total = torch.bmm(inverse.unsqueeze(1), _keep(tokens, mask)).squeeze(1).to(wide)
+    wide = torch.float32 if tokens.device.type == "mps" else torch.float64  # GPUs of Apple have no wider type
+    inverse, count = inverse_norms(tokens, mask), count_tokens(tokens, mask).to(wide)
+    total = torch.bmm(inverse.unsqueeze(1), keep(tokens, mask)).squeeze(1).to(wide)
     energy, square = (inverse > 0).sum(1), total.square().sum(1)
     within = (square - energy) / (count * (count - 1))
     last = torch.stack([square / count**2, within, energy / count, torch.ones_like(count)], dim=1)
     rows = torch.cat([total / count.unsqueeze(1), last], dim=1)
     return rows.where((count > 1).unsqueeze(1) & rows.isfinite().all(1, keepdim=True), 0.0)
-
-
-def _wide(tokens: Tensor) -> torch.dtype:
-    """fp64, or fp32 on the GPUs of Apple, which have no wider type."""
-    return torch.float32 if tokens.device.type == "mps" else torch.float64
 
 
 def split(sums: Tensor, stacked: Tensor | None = None) -> dict[str, Tensor]:
@@ -77,14 +71,19 @@ def split(sums: Tensor, stacked: Tensor | None = None) -> dict[str, Tensor]:
     count = count.where(count > 1, torch.nan)
     shared, pairs = mean.square().sum(-1), count * (count - 1)
     between, common = (shared - square) / pairs, shared / count**2
-    found = {"token_similarity": within, "between_similarity": between}
-    found["excess_similarity"] = (within - between) / (1 - between)
-    found |= {"common_share": common, "sample_share": square / count - common, "own_share": (energy - square) / count}
+    parts = {
+        "token_similarity": within,
+        "between_similarity": between,
+        "excess_similarity": (within - between) / (1 - between),
+        "common_share": common,
+        "sample_share": square / count - common,
+        "own_share": (energy - square) / count,
+    }
     if stacked is not None:
-        found["same_position_similarity"] = (stacked - energy) / pairs
-        found["position_share"] = stacked / count**2 - common
-        found["own_share"] = found["own_share"] - found["position_share"]
-    return found
+        parts["same_position_similarity"] = (stacked - energy) / pairs
+        parts["position_share"] = stacked / count**2 - common
+        parts["own_share"] = parts["own_share"] - parts["position_share"]
+    return parts
 
 
 class SplitSums:
@@ -109,10 +108,10 @@ class SplitSums:
             self.sums[place] = rows.new_zeros(GROUPS, rows.shape[1])
         self.sums[place].index_add_(0, groups, rows)
         if positioned:
-            unit = (tokens.float() * _inverse_norms(tokens.float(), mask).unsqueeze(-1)).where(
-                rows[:, -1:, None] > 0, 0
-            )
-            total = unit.sum(0, dtype=rows.dtype)
+            tokens = tokens.float()
+            unit = tokens * inverse_norms(tokens, mask).unsqueeze(-1)
+            defined = rows[:, -1:, None] > 0
+            total = unit.where(defined, 0).sum(0, dtype=rows.dtype)
             if self.stacks.setdefault(place, torch.zeros_like(total)).shape != total.shape:
                 raise InputError("batches differ in their number of patches: give images of one size")
             self.stacks[place] += total
@@ -125,17 +124,12 @@ class SplitSums:
 
 def united(states: list[dict[Place, Sums]]) -> dict[Place, Sums]:
     """The sums of several processes together."""
-
-    def total(parts: list[NDArray[np.float64] | None]) -> NDArray[np.float64] | None:
-        known = [part for part in parts if part is not None]
-        return np.sum(known, axis=0) if known else None
-
-    found = {}
+    total = {}
     for place in states[0]:
-        sums, stack = (total([state[place][i] for state in states]) for i in (0, 1))
-        assert sums is not None
-        found[place] = sums, stack
-    return found
+        sums, stacks = zip(*(state[place] for state in states), strict=True)
+        stack = None if any(part is None for part in stacks) else np.sum(stacks, axis=0)
+        total[place] = np.sum(sums, axis=0), stack
+    return total
 
 
 def pooled(state: dict[Place, Sums]) -> Iterator[tuple[str, int, str, Pooled]]:
@@ -146,19 +140,19 @@ def pooled(state: dict[Place, Sums]) -> Iterator[tuple[str, int, str, Pooled]]:
     """
     for (position, layer), (sums, stack) in state.items():
         groups = torch.from_numpy(sums)
-        total = groups.sum(0)
+        total, sizes = groups.sum(0), groups[:, -1]
         stacked = None if stack is None else torch.from_numpy(stack).square().sum(-1).mean()
-        without = split(total - groups[groups[:, -1] > 0])
-        for name, part in split(total, stacked).items():
-            if name in SPLIT:
-                value, sure = float(part), name in without and not (name == "own_share" and stack is not None)
-                reach = _reach(value, without[name].numpy(), groups[:, -1].numpy()) if sure else np.nan
-                yield position, layer, name, Pooled(value, value - reach, value + reach, int(total[-1]))
+        parts, without = split(total, stacked), split(total - groups[sizes > 0])
+        needs_positions = OF_POSITIONS if stack is None else (*OF_POSITIONS, "own_share")
+        for name in [name for name in parts if name in SPLIT]:
+            value, reach = float(parts[name]), np.nan
+            if name not in needs_positions:
+                reach = _jackknife(value, without[name].numpy(), sizes[sizes > 0].numpy())
+            yield position, layer, name, Pooled(value, value - reach, value + reach, int(total[-1]))
 
 
-def _reach(whole: float, without: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
-    """Half the interval of a number, from what it is without each of the groups."""
-    sizes = sizes[sizes > 0]
+def _jackknife(whole: float, without: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
+    """Half the interval of a number, from what it is without each of the groups and how many samples those have."""
     groups, ratio = len(sizes), sizes.sum() / sizes
     if groups < 2:
         return float("nan")

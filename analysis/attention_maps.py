@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bamboo.errors import InputError
 
 from .architectures import find_attention
-from .precision import in_fp32
+from .measures.masking import in_fp32
 
 HIDDEN = torch.finfo(torch.float16).min / 2
 
@@ -30,11 +30,13 @@ class ObservedAttention:
         return self.logits > HIDDEN
 
 
+Observer = Callable[[int, Any, Any, ObservedAttention], None]
+"""Is called with the layer, what its attention read, what its heads gave together, and the maps."""
+
+
 @contextmanager
-def observe_attention(
-    model: nn.Module, blocks: Sequence[nn.Module], seen: Callable[[int, Any, Any, ObservedAttention], None]
-) -> Iterator[None]:
-    """Within the context, call `seen(layer, read, given, attention)` after the attention of each block, from 1.
+def observe_attention(model: nn.Module, blocks: Sequence[nn.Module], observer: Observer) -> Iterator[None]:
+    """Within the context, call the observer after the attention of each block, the first of which is layer 1.
 
     timm, Hugging Face and torchvision all attend through `scaled_dot_product_attention`, which is told to do so where
     it is not the default and replaced by one that computes the maps beside calling the fused kernel. So the outputs are
@@ -43,10 +45,10 @@ def observe_attention(
     Raises:
         InputError: where a block has no attention of a known name, or attends in another way.
     """
-    watch = _Watch(seen)
+    watch = _Watch(observer, F.scaled_dot_product_attention)
     with ExitStack() as undo:
         undo.callback(setattr, F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
-        F.scaled_dot_product_attention = watch.wrap(F.scaled_dot_product_attention)
+        F.scaled_dot_product_attention = watch.attend  # type: ignore[assignment]
         # torchvision's attention would take a path of its own in evaluation.
         undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
@@ -75,40 +77,45 @@ def explicit_logits(
     return logits.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
 
 
-class _Watch:
-    """Knows which module attends at the moment, and what it has attended with."""
+def in_backward() -> bool:
+    """Whether autograd is running, so that a forward pass is a repetition for gradient checkpointing."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
-    def __init__(self, seen: Callable[[int, Any, Any, ObservedAttention], None]):
-        self.seen = seen
+
+class _Watch:
+    """Knows which module attends at the moment, what it has read, and the logits of its calls of the kernel."""
+
+    def __init__(self, observer: Observer, kernel: Callable[..., Tensor]):
+        self.observer, self.kernel = observer, kernel
         self.core: nn.Module | None = None
         self.read: Any = None
         self.logits: list[Tensor] = []
 
-    def wrap(self, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def observed(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attn_mask: Tensor | None = None,
-            dropout_p: float = 0.0,
-            is_causal: bool = False,
-            scale: float | None = None,
-            **kwargs: Any,
-        ) -> Tensor:
-            if self.core is not None:
-                with torch.no_grad():
-                    self.logits.append(explicit_logits(query, key, attn_mask, is_causal, scale))
-            return kernel(
-                query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, **kwargs
-            )
-
-        return observed
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """In place of `scaled_dot_product_attention`: keep the logits, and call the kernel."""
+        if self.core is not None:
+            with torch.no_grad():
+                self.logits.append(explicit_logits(query, key, attn_mask, is_causal, scale))
+        return self.kernel(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
 
     def enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch._C._current_graph_task_id() == -1:  # not a repetition in the backward pass
+        """Before the attention of any block."""
+        if not in_backward():
             self.core, self.read, self.logits = core, args or tuple(kwargs.values()), []
 
     def leave(self, layer: int) -> Callable[..., None]:
+        """After the attention of block `layer`."""
+
         def hook(out: nn.Module, args: Any, output: Any) -> None:
             if self.core is None:
                 return
@@ -119,7 +126,7 @@ class _Watch:
                     f"{kind} of block {layer} makes {len(logits)} calls of scaled_dot_product_attention where one is "
                     "expected: its attention cannot be measured"
                 )
-            self.seen(layer, read, output, ObservedAttention(logits[0], logits[0].softmax(-1)))
+            self.observer(layer, read, output, ObservedAttention(logits[0], logits[0].softmax(-1)))
 
         return hook
 

@@ -1,8 +1,9 @@
 """From a batch of any common form to a forward pass, at full or at masked length, and the layout of its tokens."""
 
+import math
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ from bamboo.vision.encoder import block_states, check_maskable, embed
 from bamboo.vision.pixels import PixelScale, patchify
 
 from .architectures import Prefix, find_prefix
-from .recorder import Layout
 
 Tokens = Literal["patches", "all"]
 
@@ -32,18 +32,21 @@ class Batch:
     skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        given = self.images if self.images is not None else self.ids
-        return 0 if given is None else len(given)
+        samples = self.images if self.images is not None else self.ids
+        return 0 if samples is None else len(samples)
 
     def first(self, count: int) -> "Batch":
         """The first samples of the batch."""
-        parts = {name: getattr(self, name) for name in ("images", "ids", "read", "special")}
-        return replace(self, **{name: part[:count] for name, part in parts.items() if part is not None})
+        return self._each(lambda tensor: tensor[:count])
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        parts = {name: getattr(self, name) for name in ("images", "ids", "read", "special")}
-        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {name: getattr(self, name) for name in ("images", "ids", "read", "special")}
+        changed = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **changed)  # type: ignore[arg-type]
 
     def fingerprints(self) -> list[int]:
         """A number of 32 bits for each sample that follows from its content alone."""
@@ -61,18 +64,18 @@ def read_batch(batch: Any) -> Batch:
     Raises:
         InputError: where it holds neither images nor texts.
     """
+    skipped: tuple[str, ...] = ()
     if isinstance(batch, Mapping):
         if "input_ids" in batch:
             read = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
             special = batch.get("special_tokens_mask")
             return Batch(ids=batch["input_ids"], read=read, special=None if special is None else special.bool() & read)
-        images = batch.get("image", batch.get("pixel_values"))
         skipped = tuple(map(str, batch.get("skipped", ())))
-    else:
-        images, skipped = batch[0] if isinstance(batch, list | tuple) else batch, ()
+        batch = batch.get("image", batch.get("pixel_values"))
+    images = batch[0] if isinstance(batch, list | tuple) else batch
     if not isinstance(images, Tensor) or images.dim() != 4:
-        found = f"tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"a batch holds a {found}: expected images (B, C, H, W), or a dictionary with 'input_ids'")
+        kind = f"tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"a batch holds a {kind}: expected images (B, C, H, W), or a dictionary with 'input_ids'")
     return Batch(images=images, skipped=skipped)
 
 
@@ -95,6 +98,46 @@ def reads_text(model: nn.Module) -> bool:
     return getattr(model, "main_input_name", "pixel_values") == "input_ids"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens of a batch are what.
+
+    Args:
+        start: tokens before this one do not count (class token, registers).
+        mask: (batch, tokens from `start` on), true where a token counts; None where all do.
+        read: (batch, tokens), true for all but padding; None where there is no padding.
+        has_class: whether token 0 is a class token that does not count.
+        registers: tokens that do not count after the class token.
+        image: height and width of an image in pixels, None for a text.
+        in_order: whether neighbouring tokens are neighbours in the image or text.
+    """
+
+    start: int = 0
+    mask: Tensor | None = None
+    read: Tensor | None = None
+    has_class: bool = False
+    registers: int = 0
+    image: tuple[int, int] | None = None
+    in_order: bool = True
+
+    def grid(self, count: int) -> tuple[int, int] | None:
+        """Rows and columns of `count` patches, None for a text.
+
+        Raises:
+            InputError: where they make no grid over the image, so that what was taken for patches is something else.
+        """
+        if self.image is None:
+            return None
+        height, width = self.image
+        rows = max(round(math.sqrt(count * height / width)), 1)
+        if count % rows:
+            raise InputError(
+                f"{count} tokens make no grid of patches over images of {height}x{width}: "
+                "say with prefix= how many tokens come before the patches"
+            )
+        return rows, count // rows
+
+
 class Feeder:
     """Runs a model on batches, and says what its tokens are.
 
@@ -109,7 +152,14 @@ class Feeder:
         InputError: where the model cannot be masked.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tokens, mask_ratio: float, seed: int, prefix: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Tokens = "patches",
+        mask_ratio: float = 0.0,
+        seed: int = 0,
+        prefix: int | None = None,
+    ):
         self.model, self.tokens, self.mask_ratio, self.seed = model, tokens, mask_ratio, seed
         self.prefix = find_prefix(model) if prefix is None else Prefix(prefix > 0, max(prefix - 1, 0))
         self.scale: PixelScale | None = None
@@ -120,46 +170,41 @@ class Feeder:
 
     def layout(self, batch: Batch) -> Layout:
         """Which tokens of a batch are what."""
-        every = self.tokens == "all"
+        if self.tokens == "all":
+            return Layout(mask=batch.read, read=batch.read, in_order=batch.images is None)
         if batch.images is None:
             assert batch.read is not None
-            if every:
-                return Layout(mask=batch.read, read=batch.read, has_class=False)
             words = words_of(batch.read, batch.special)
-            has_class = bool((batch.read & ~words)[:, 0].all())
-            return Layout(mask=words, read=batch.read, has_class=has_class)
-        if every:
-            return Layout(in_order=False)
-        has_class, registers = self.prefix
-        size = (batch.images.shape[2], batch.images.shape[3])
-        return Layout(self.prefix.length, None, None, has_class, registers, size, in_order=not self.mask_ratio)
+            return Layout(mask=words, read=batch.read, has_class=bool((batch.read & ~words)[:, 0].all()))
+        height, width = batch.images.shape[2:]
+        start, in_order = self.prefix.length, not self.mask_ratio
+        return Layout(start, None, None, *self.prefix, image=(height, width), in_order=in_order)
 
     def run(self, batch: Batch, fingerprints: list[int]) -> None:
         """One forward pass of the model without its head."""
+        if (batch.images is None) != reads_text(self.model):
+            reads, data = ("texts", "images") if batch.images is not None else ("images", "texts")
+            raise InputError(f"{type(self.model).__name__} reads {reads}, and the data are {data}")
+        base: Any = getattr(self.model, "base_model", self.model)
         if batch.images is None:
-            if not reads_text(self.model):
-                raise InputError(f"{type(self.model).__name__} reads images, and the data are texts")
-            base = getattr(self.model, "base_model", self.model)
-            base(input_ids=batch.ids, attention_mask=batch.read.long() if batch.read is not None else None)
+            assert batch.read is not None
+            base(input_ids=batch.ids, attention_mask=batch.read.long())
             return
-        if reads_text(self.model):
-            raise InputError(f"{type(self.model).__name__} reads texts, and the data are images")
-        images = self.standardise(batch.images)
+        images = self._standardise(batch.images)
         if _masks_itself(self.model):
-            self._run_vit_mae(images, fingerprints)
+            self._run_vit_mae(base, images, fingerprints)
         elif self.mask_ratio:
             self._run_masked(images, fingerprints)
         else:
-            base = getattr(self.model, "forward_features", getattr(self.model, "base_model", self.model))
-            base(images)
+            getattr(self.model, "forward_features", base)(images)
 
-    def standardise(self, images: Tensor) -> Tensor:
+    def _standardise(self, images: Tensor) -> Tensor:
         """Bytes to floats by the mean and deviation that the model was trained with; floats pass unchanged."""
         if self.scale is None:
-            told = getattr(self.model, "pretrained_cfg", None) or {}
-            known = len(told.get("mean", ())) == images.shape[1]
-            self.scale = PixelScale(images.shape[1], told["mean"] if known else None, told["std"] if known else None)
-            self.scale.to(images.device)
+            config = getattr(self.model, "pretrained_cfg", None) or {}
+            known = len(config.get("mean", ())) == images.shape[1]
+            statistics = (config["mean"], config["std"]) if known else ()
+            self.scale = PixelScale(images.shape[1], *statistics).to(images.device)
         return self.scale(images)  # type: ignore[no-any-return]
 
     def _run_masked(self, images: Tensor, fingerprints: list[int]) -> None:
@@ -170,20 +215,20 @@ class Feeder:
         *_, last = block_states(encoder, tokens)
         encoder.norm(last)
 
-    def _run_vit_mae(self, images: Tensor, fingerprints: list[int]) -> None:
-        """transformers' own masked autoencoder always masks: its ratio is set, and its noise given."""
-        base: Any = getattr(self.model, "base_model", self.model)
+    def _run_vit_mae(self, base: Any, images: Tensor, fingerprints: list[int]) -> None:
+        """transformers' own masked autoencoder always masks: its ratio is set for the pass, and its noise given."""
         count = base.embeddings.patch_embeddings.num_patches
         noise = self._noise(fingerprints, count) if self.mask_ratio else torch.arange(count).repeat(len(images), 1)
-        with _setting(base.config, "mask_ratio", self.mask_ratio):
+        trained_ratio, base.config.mask_ratio = base.config.mask_ratio, self.mask_ratio
+        try:
             base(images, noise=noise.to(images.device))
+        finally:
+            base.config.mask_ratio = trained_ratio
 
     def _noise(self, fingerprints: list[int], count: int) -> Tensor:
-        def row(fingerprint: int) -> Tensor:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "profile mask", fingerprint))
-            return torch.rand(count, generator=generator)
-
-        return torch.stack([row(fingerprint) for fingerprint in fingerprints])
+        """Random numbers (batch, count), of each sample by its content."""
+        seeds = (derive_seed(self.seed, "profile mask", fingerprint) for fingerprint in fingerprints)
+        return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def _masks_itself(model: nn.Module) -> bool:
@@ -207,18 +252,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def precision_context(precision: Literal["32", "bf16"], device: torch.device) -> Any:
-    """Autocast to bf16, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-@contextmanager
-def _setting(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
