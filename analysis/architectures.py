@@ -48,23 +48,8 @@ class Prefix(NamedTuple):
         return int(self.has_class) + self.registers
 
 
-class Branches(NamedTuple):
-    """Where to see the branches of a block.
-
-    Pre-norm: the input of `middle` is the stream between the two branches. Post-norm: `middle` and `last` normalise the
-    sums of stream and branch.
-    """
-
-    middle: nn.Module
-    last: nn.Module | None
-
-
 def find_stack(model: nn.Module, path: str | None = None) -> Stack:
-    """The blocks of a model: the one list of equal modules with attention in them, decoders left out.
-
-    Args:
-        model: any module.
-        path: the list by name, such as `encoder.blocks`, where it cannot be found or there are several.
+    """The blocks of a model: the list at a path, or the one list of equal modules with attention that is no decoder.
 
     Raises:
         InputError: where there is no such list, or there are several, as in models that work in stages.
@@ -126,16 +111,19 @@ def find_prefix(model: nn.Module) -> Prefix:
     return Prefix(False, 0)
 
 
-def find_branches(block: nn.Module) -> Branches | None:
-    """Where the branches of a block show; None for a block of another make."""
+def find_branches(block: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """The modules at which the branches of a block show; None for a block of another make.
+
+    Pre-norm: one module, whose input is the stream between the two branches. Post-norm: two, which normalise the sums
+    of stream and attention and of stream and MLP.
+    """
     middle, last = (part_of(block, name) for name in POST_NORMS)
     if isinstance(middle, nn.Module) and isinstance(last, nn.Module):
-        return Branches(middle, last)
+        return middle, last
     # Where branches end with a norm of their own, the stream between them is the input of the MLP, or of Gemma's norm.
     plain_mlp = has_normed_branches(block) and part_of(block, "pre_feedforward_layernorm") is None
     parts = (part_of(block, name) for name in (("mlp",) if plain_mlp else SECOND_NORMS))
-    middle = next((part for part in parts if isinstance(part, nn.Module)), None)
-    return Branches(middle, None) if middle is not None else None
+    return next((part for part in parts if isinstance(part, nn.Module)), None), None
 
 
 def has_normed_branches(block: nn.Module) -> bool:

@@ -96,12 +96,12 @@ class _Tap:
     def hooks(self, layer: int, block: nn.Module, branches: bool) -> Iterator[Any]:
         """Register the hooks of one block; one of an unknown make shows no branches."""
         yield block.register_forward_pre_hook(self.enter_block(layer), with_kwargs=True)
-        parts = find_branches(block) if branches else None
-        if parts is not None and parts.last is None:
-            yield parts.middle.register_forward_pre_hook(self.between_branches)
-        elif parts is not None and parts.last is not None:
-            yield parts.middle.register_forward_hook(self.leave_post_norm("attention"))
-            yield parts.last.register_forward_hook(self.leave_post_norm("mlp"))
+        middle, last = find_branches(block) if branches else (None, None)
+        if middle is not None and last is not None:
+            yield middle.register_forward_hook(self.leave_post_norm("attention"))
+            yield last.register_forward_hook(self.leave_post_norm("mlp"))
+        elif middle is not None:
+            yield middle.register_forward_pre_hook(self.between_branches)
         yield block.register_forward_hook(self.leave_block)
 
     def hand(self, position: Position, tokens: Tensor, *more: Any) -> None:

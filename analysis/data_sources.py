@@ -32,16 +32,7 @@ def open_data(
 
     For images: `digits`, or a folder; of `train/` and `val/` (as in ImageNet) the validation images are read, of any
     other folder all. For texts: a text file, a folder of them, or a corpus that `bamboo tokenize` wrote, of which the
-    held-out part is read.
-
-    Args:
-        data: what a person typed.
-        opened: the model.
-        samples: number of images, or of pieces of text.
-        batch_size: samples at a time.
-        max_length: tokens of a piece of text.
-        num_workers: processes that read images.
-        by_line: each line of a text file is a piece of its own, such as a sentence; empty lines are left out.
+    held-out part is read. A piece of text has up to `max_length` tokens, or with `by_line` is a line that is not empty.
 
     Raises:
         InputError: where there is no such data, or it is not of the kind that the model reads.

@@ -31,19 +31,8 @@ class Batch:
     special: Tensor | None = None
     skipped: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        samples = self.images if self.images is not None else self.ids
-        return 0 if samples is None else len(samples)
-
-    def first(self, count: int) -> "Batch":
-        """The first samples of the batch."""
-        return self._each(lambda tensor: tensor[:count])
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
-        return self._each(lambda tensor: tensor.to(device))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor changed, such as cut or moved to a device."""
         tensors = {name: getattr(self, name) for name in ("images", "ids", "read", "special")}
         changed = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
         return replace(self, **changed)  # type: ignore[arg-type]
@@ -51,11 +40,12 @@ class Batch:
     def fingerprints(self) -> list[int]:
         """A number of 32 bits for each sample that follows from its content alone."""
         if self.images is not None:
-            return [zlib.crc32(image.contiguous().numpy().tobytes()) for image in self.images.cpu()]
-        assert self.ids is not None
-        assert self.read is not None
-        rows = zip(self.ids.cpu(), self.read.cpu(), strict=True)
-        return [zlib.crc32(ids[read].numpy().tobytes()) for ids, read in rows]
+            samples = list(self.images.cpu())
+        else:
+            assert self.ids is not None
+            assert self.read is not None
+            samples = [ids[read] for ids, read in zip(self.ids.cpu(), self.read.cpu(), strict=True)]
+        return [zlib.crc32(sample.contiguous().numpy().tobytes()) for sample in samples]
 
 
 def read_batch(batch: Any) -> Batch:
@@ -80,11 +70,7 @@ def read_batch(batch: Any) -> Batch:
 
 
 def words_of(read: Tensor, special: Tensor | None) -> Tensor:
-    """Which tokens (B, T) of texts count: those that are read and are not [CLS], [SEP] and the like.
-
-    Raises:
-        InputError: where a batch does not say which those are.
-    """
+    """Which tokens (B, T) of texts count: those that are read and are not [CLS], [SEP] and the like."""
     if special is None:
         raise InputError(
             "a batch of texts has no special_tokens_mask, so [CLS] and [SEP] would count as words: tokenise with "
@@ -103,7 +89,7 @@ class Layout:
     """Which tokens of a batch are what.
 
     Args:
-        start: tokens before this one do not count (class token, registers).
+        start: tokens before this one do not count.
         mask: (batch, tokens from `start` on), true where a token counts; None where all do.
         read: (batch, tokens), true for all but padding; None where there is no padding.
         has_class: whether token 0 is a class token that does not count.
@@ -121,11 +107,7 @@ class Layout:
     in_order: bool = True
 
     def grid(self, count: int) -> tuple[int, int] | None:
-        """Rows and columns of `count` patches, None for a text.
-
-        Raises:
-            InputError: where they make no grid over the image, so that what was taken for patches is something else.
-        """
+        """Rows and columns of `count` patches, None for a text; `InputError` where they make no grid over the image."""
         if self.image is None:
             return None
         height, width = self.image
@@ -139,14 +121,7 @@ class Layout:
 
 
 class Feeder:
-    """Runs a model on batches, and says what its tokens are.
-
-    Args:
-        model: the model.
-        tokens: count `patches` (in texts: words) alone, or `all`, class token and registers included.
-        mask_ratio: share of patches to leave out, as in masked pretraining; 0 for whole images.
-        seed: of the masks, which follow from it and from the content of a sample.
-        prefix: number of tokens before the patches, the class token first, where they cannot be found.
+    """Runs a model on batches, and says what its tokens are; the arguments are those of `profile`.
 
     Raises:
         InputError: where the model cannot be masked.

@@ -22,12 +22,12 @@ from .inputs import reads_text
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that was named.
+    """A model that was named, in evaluation mode.
 
     Args:
         label: what to call it.
         source: what was asked for, without the label.
-        model: in evaluation mode.
+        model: the model.
         size: height and width of its images in pixels; None for a text model.
         in_chans: channels of its images.
         notes: what was taken for granted in loading it.
@@ -48,11 +48,7 @@ class Opened:
 def open_model(text: str, image_size: int | None = None, seed: int = 0, blocks: str | None = None) -> Opened:
     """The model that `[label=]SOURCE` names, where SOURCE is any of which `bamboo.checkpoints.sources` knows.
 
-    Args:
-        text: what a person typed.
-        image_size: side of the images, where it is not to be the model's own.
-        seed: of random weights.
-        blocks: path of the list of blocks, where it cannot be found.
+    `image_size` is the side of its images, where it is not to be the model's own, and `seed` that of random weights.
 
     Raises:
         InputError: for a name that leads to no model, with near ones where there are any.

@@ -33,12 +33,7 @@ class Table(NamedTuple):
 class Section:
     """A part of a page: a heading, then whichever there is of a table, a figure and a text.
 
-    Args:
-        heading: above everything.
-        text: the caption of the figure, or a paragraph below the table.
-        figure: is saved beside the page as PNG and SVG too.
-        name: of the figure's files, without their ending.
-        table: the table.
+    The text is the caption of the figure, or a paragraph below the table; `name` is that of the figure's files.
     """
 
     heading: str
@@ -49,14 +44,10 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section], notes: Iterable[str] = ()) -> list[Path]:
-    """Write a page and, beside it, its figures: the paths of all, the page first.
+    """Write a page and, beside it, its figures as PNG and SVG: the paths of all, the page first.
 
-    Args:
-        path: of the HTML file; it appears complete or not at all.
-        title: of the page.
-        lead: one line below the title.
-        sections: in order.
-        notes: what a reader should know first, each in a box below the lead.
+    `lead` is a line below the title, and `notes` are what a reader should know first, each in a box. The page appears
+    complete or not at all.
     """
     figures: list[Path] = []
     pictures = []

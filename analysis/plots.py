@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
@@ -80,12 +80,8 @@ def plot_curves(profiles: Sequence["Profile"], measures: Sequence[str], relative
     """One panel for each measure and place (stream, attention, MLP) at which it was taken, one colour per model.
 
     Lines are means over samples, bands 95 % intervals; a mark at the end is the state after the final norm; a freshly
-    initialised model is dashed, in the colour of the model that it belongs to.
-
-    Args:
-        profiles: of one or several models.
-        measures: names of measures; those that no profile has are left out.
-        relative: depth as a share of the model's own, instead of the number of blocks.
+    initialised model is dashed, in the colour of the model that it belongs to. Measures that no profile has are left
+    out. With `relative`, depth is a share of the model's own instead of the number of blocks.
 
     Raises:
         InputError: where none of the measures was taken.
@@ -103,11 +99,7 @@ def plot_curves(profiles: Sequence["Profile"], measures: Sequence[str], relative
 
 
 def plot_shares(profiles: Sequence["Profile"]) -> Figure:
-    """Stacked areas of the shares of similarity over blocks, and token similarity as a line: a panel for each model.
-
-    Raises:
-        InputError: where no shares were measured.
-    """
+    """Stacked areas of the shares of similarity over blocks, and token similarity as a line: a panel for each model."""
     measured = [profile for profile in profiles if profile.has("common_share")]
     if not measured:
         raise InputError("no shares of similarity were measured")
@@ -131,7 +123,7 @@ def plot_shares(profiles: Sequence["Profile"]) -> Figure:
 
 
 def _panel(axis: Any, profiles: Sequence["Profile"], measure: str, place: str, relative: bool) -> None:
-    for profile, colour, mark in zip(profiles, colours(profiles), marks(profiles), strict=True):
+    for number, (profile, colour) in enumerate(zip(profiles, colours(profiles), strict=True)):
         dash = "--" if profile.baseline else "-"
         if not profile.has(measure, place):
             axis.plot([], [], dash, color=colour, label=profile.label)  # the legend still names it
@@ -142,7 +134,8 @@ def _panel(axis: Any, profiles: Sequence["Profile"], measure: str, place: str, r
         axis.fill_between(depth, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
         if place == "stream" and profile.has(measure, "norm"):
             after = profile.curve(measure, "norm")
-            axis.plot(depth[-1:], after.mean, mark, color=colour, markersize=5, markerfacecolor="white", clip_on=False)
+            mark = {"marker": MARKS[number % len(MARKS)], "markersize": 5, "markerfacecolor": "white"}
+            axis.plot(depth[-1:], after.mean, color=colour, clip_on=False, **mark)
     branch = {"attention": ": attention", "mlp": ": MLP"}.get(place, "") if measure == "update_ratio" else ""
     axis.set_title(describe(measure).title + branch)
     axis.set_xlabel("relative depth" if relative else "block")
@@ -171,24 +164,8 @@ def colours(profiles: Sequence["Profile"]) -> list[str]:
     return chosen
 
 
-def marks(profiles: Sequence["Profile"]) -> list[str]:
-    """A mark for each profile."""
-    return [MARKS[i % len(MARKS)] for i in range(len(profiles))]
-
-
-def plain_ticks(axis: Any) -> None:
-    """Label a logarithmic axis with numbers such as 0.02 and 5, also where it spans less than a decade."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
 def plot_spectra(profiles: Sequence["Profile"]) -> Figure:
-    """A picture for each model: share of energy (colour, logarithmic) by layer (across) and ring of frequency (up).
-
-    Raises:
-        InputError: where no spectrum was measured.
-    """
+    """A picture for each model: share of energy (colour, logarithmic) by layer (across) and ring of frequency (up)."""
     measured = [profile for profile in profiles if profile.has("spectrum/0")]
     if not measured:
         raise InputError("no spectrum was measured")
@@ -204,8 +181,7 @@ def plot_spectra(profiles: Sequence["Profile"]) -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel("ring of frequency (0: mean token)")
-        bar = figure.colorbar(picture, ax=axes, label="share of energy")
-        plain_ticks(bar.ax.yaxis)
+        figure.colorbar(picture, ax=axes, label="share of energy")
     return figure
 
 

@@ -1,7 +1,7 @@
 """What profiling gives: numbers per sample, layer and measure, with statistics, tables, plots and files."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,7 @@ class Profile:
         label: what the model is called in tables and legends.
         depth: number of blocks.
         keys: (position, measure, layer) of each column of `values`.
-        values: (samples, columns); NaN where a measure is undefined for a sample. States are not kept.
+        values: (samples, columns); NaN where a measure is undefined for a sample.
         settings: how it was made.
         versions: of the software.
         notes: what a reader should know, such as states that were NaN.
@@ -213,17 +213,12 @@ def _as_dict(profile: Profile) -> dict[str, Any]:
         mean, low, high = map(_nulled, numbers)
         place = {"position": position, "measure": measure, "layers": layers}
         curves.append({**place, "mean": mean, "low": low, "high": high, "n": samples.tolist()})
-    summary = profile.summary()
+    plain = ("label", "baseline", "depth", "settings", "versions", "notes", "keys")
+    summary = {name: _nulled([n])[0] if isinstance(n, float) else n for name, n in profile.summary().items()}
     return {
-        "label": profile.label,
-        "baseline": profile.baseline,
-        "depth": profile.depth,
+        **{name: getattr(profile, name) for name in plain},
         "samples": len(profile.values),
-        "summary": {name: _nulled([n])[0] if isinstance(n, float) else n for name, n in summary.items()},
-        "settings": profile.settings,
-        "versions": profile.versions,
-        "notes": profile.notes,
-        "keys": profile.keys,
+        "summary": summary,
         "pooled": [[*key, *_nulled(value[:3]), value.samples] for key, value in profile.pooled.items()],
         "curves": curves,
     }
@@ -233,21 +228,10 @@ def _nulled(numbers: Iterable[float]) -> list[float | None]:
     return [float(number) if np.isfinite(number) else None for number in numbers]
 
 
-def _pooled(saved: Iterable[Sequence[Any]]) -> Iterator[tuple[Key, Pooled]]:
-    for *key, mean, low, high, samples in saved:
-        mean, low, high = (np.nan if number is None else number for number in (mean, low, high))
-        yield Key(*key), Pooled(mean, low, high, samples)
-
-
 def _from_dict(saved: Mapping[str, Any], values: NDArray[np.float32]) -> Profile:
-    return Profile(
-        label=saved["label"],
-        depth=saved["depth"],
-        keys=tuple(Key(*key) for key in saved["keys"]),
-        values=values,
-        settings=saved["settings"],
-        versions=saved["versions"],
-        notes=tuple(saved["notes"]),
-        baseline=saved["baseline"],
-        pooled=dict(_pooled(saved.get("pooled", ()))),  # not in files of earlier versions
-    )
+    plain = {name: saved[name] for name in ("label", "depth", "settings", "versions", "baseline")}
+    keys, notes, pooled = tuple(Key(*key) for key in saved["keys"]), tuple(saved["notes"]), {}
+    for *key, mean, low, high, samples in saved.get("pooled", ()):  # not in files of earlier versions
+        mean, low, high = (np.nan if number is None else number for number in (mean, low, high))
+        pooled[Key(*key)] = Pooled(mean, low, high, samples)
+    return Profile(**plain, keys=keys, values=values, notes=notes, pooled=pooled)

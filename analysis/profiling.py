@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -43,10 +44,9 @@ def profile(
     """How alike a model's tokens are after each block, over the samples of a loader.
 
     The model runs once over the data, without its head, in evaluation mode and without gradients, on the device where
-    it is. States are never kept: memory grows with the number of samples by their numbers alone, some kilobytes each.
-    The result does not depend on batch size, on the order of samples or on the number of workers, but for rounding.
-    Where `torch.distributed` is initialised, each process profiles its own loader and all get the result of all; give
-    each a share without repetition.
+    it is. States are not kept, only some kilobytes of numbers for each sample. The result does not depend on batch
+    size, order of samples or number of workers, but for rounding. Where `torch.distributed` is initialised, each
+    process profiles its own share of the data, and all get the result of all.
 
     Args:
         model: a timm, Hugging Face or torchvision model, a masked autoencoder, or any module with a list of blocks.
@@ -72,13 +72,12 @@ def profile(
     feeder, recorder = Feeder(model, tokens, mask_ratio, seed, prefix), Recorder(chosen, stack)
     branches, attention = (not names.isdisjoint(chosen) for names in (NEEDS_BRANCHES, NEEDS_MAPS))
     fingerprints: list[int] = []
-    skipped: list[str] = []
+    skipped = 0
     with evaluating(model), capture(model, recorder, stack.path, branches, attention):
-        for batch in _take(loader, samples, progress):
-            marks = batch.fingerprints()
+        for batch, marks in _take(loader, samples, progress):
             fingerprints += marks
-            skipped += batch.skipped
-            batch = batch.to(device)
+            skipped += len(batch.skipped)
+            batch = batch.map(lambda tensor: tensor.to(device))
             recorder.layout, recorder.groups = feeder.layout(batch), torch.tensor(marks, device=device) % GROUPS
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 feeder.run(batch, marks)
@@ -86,42 +85,29 @@ def profile(
     values, sums = _gather(fingerprints, recorder)
     notes = _undefined(values, recorder.keys)
     if skipped:
-        notes.append(f"{len(skipped)} files could not be read")
-    settings = {
-        "model": kind,
-        "blocks": stack.path,
-        "prefix_tokens": 0 if reads_text(model) else feeder.prefix.length,
-        "measures": list(chosen),
-        "tokens": tokens,
-        "mask_ratio": mask_ratio,
-        "precision": precision,
-        "device": device.type,
-        "seed": seed,
-    }
-    return Profile(
-        label or kind,
-        len(stack.blocks),
-        tuple(recorder.keys),
-        values,
-        settings,
-        versions(),
-        tuple(notes),
-        pooled={Key(at, name, layer): part for at, layer, name, part in pooled(sums) if name in chosen},
-    )
+        notes.append(f"{skipped} files could not be read")
+    settings: dict[str, Any] = {"model": kind, "blocks": stack.path}
+    settings |= {"prefix_tokens": 0 if reads_text(model) else feeder.prefix.length, "measures": list(chosen)}
+    settings |= {"tokens": tokens, "mask_ratio": mask_ratio, "precision": precision}
+    settings |= {"device": device.type, "seed": seed}
+    parts = {Key(at, name, layer): part for at, layer, name, part in pooled(sums) if name in chosen}
+    keys, depth = tuple(recorder.keys), len(stack.blocks)
+    return Profile(label or kind, depth, keys, values, settings, versions(), tuple(notes), pooled=parts)
 
 
-def _take(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[Batch]:
-    """Batches up to a number of samples, cut within a batch, so that the batch size does not matter."""
+def _take(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[tuple[Batch, list[int]]]:
+    """Batches and fingerprints up to a number of samples, cut within a batch, so that its size does not matter."""
     taken = 0
     hidden: dict[str, Any] = {} if progress else {"disable": True}  # without the option tqdm obeys TQDM_DISABLE
     with tqdm(total=limit, unit=" samples", dynamic_ncols=True, **hidden) as bar:
         for batch in map(read_batch, loader):
             if limit is not None:
-                batch = batch.first(limit - taken)
-            taken += len(batch)
-            if len(batch):
-                yield batch
-                bar.update(len(batch))
+                batch = batch.map(itemgetter(slice(limit - taken)))
+            marks = batch.fingerprints()
+            if marks:
+                yield batch, marks
+            taken += len(marks)
+            bar.update(len(marks))
             if taken == limit:
                 break
     if not taken:

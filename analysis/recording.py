@@ -1,7 +1,7 @@
 """Turns the states of a forward pass into one number per sample, layer and measure, and keeps nothing else."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,24 +18,13 @@ from .inputs import Layout
 from .measures.bound import branch_scale, projection_norms
 from .measures.similarity_split import SPLIT, SplitSums
 
-OF_TOKENS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "token_similarity": measures.token_similarity,
-    "high_frequency_ratio": measures.high_frequency_ratio,
-    "relative_residual": measures.relative_residual,
-    "token_norm": measures.token_norm,
-    "outlier_share": measures.outlier_share,
-    "absolute_similarity": partial(measures.token_similarity, absolute=True),
-}
-OF_RANK = {"effective_rank": measures.entropy_rank, "stable_rank": measures.energy_rank}
 NEEDS_BRANCHES = {"update_ratio", "residual_gain", "residual_bound"}
-NEEDS_MAPS = {
-    "attention_entropy",
-    "second_singular_value",
-    "attention_gain",
-    "smoothing_rate",
-    "attention_bound",
-    "residual_bound",
-}
+BOUND = {"smoothing_rate", "attention_bound", "residual_bound"}
+NEEDS_MAPS = BOUND | {"attention_entropy", "second_singular_value", "attention_gain"}
+
+
+Measures = dict[str, Callable[[], Tensor]]
+"""By name, what gives the values (batch,) of a measure if it is chosen."""
 
 
 class Key(NamedTuple):
@@ -46,133 +35,120 @@ class Key(NamedTuple):
     layer: int
 
 
-Measured = Iterator[tuple[str, Tensor]]
-"""Names of measures and their values (batch,)."""
-
-
 class Recorder:
     """A reducer for `capture` that measures every state.
 
     Before each batch `layout` is set, and `groups` (batch,) to the group of each sample for the split of similarity.
-
-    Args:
-        chosen: names of measures.
-        stack: the blocks of the model.
     """
 
     def __init__(self, chosen: Sequence[str], stack: Stack):
         self.chosen, self.stack = frozenset(chosen), stack
         self.layout = Layout()
+        self.groups = torch.empty(0, dtype=torch.int64)
         self.keys: list[Key] = []
         self.rows: list[NDArray[np.float32]] = []
         self.split = SplitSums()
-        self.groups = torch.empty(0, dtype=torch.int64)
         self._batch: dict[Key, Tensor] = {}
-        self._norms: dict[int, tuple[float, float] | None] = {}
         self._reach: dict[int, Tensor] = {}
+        self._norms = cache(lambda layer, heads: projection_norms(stack.blocks[layer - 1], heads))
 
     def __call__(self, state: State) -> None:
         """Measure one state of the current batch."""
         if state.position in ("stream", "norm"):
-            self._keep(state.position, state.layer, self._stream(state.tokens))
-            self._add_to_split(state)
+            self._keep(state, self._of_stream(state.tokens))
+            if self.chosen.intersection(SPLIT):
+                layout, place = self.layout, (state.position, state.layer)
+                positioned = layout.image is not None and layout.in_order
+                self.split.add(place, state.tokens[:, layout.start :], layout.mask, self.groups, positioned)
         elif state.position == "maps":
-            self._keep("attention", state.layer, self._maps(state))
+            self._keep(state, self._of_maps(state), "attention")
         else:
-            self._keep(state.position, state.layer, self._update(state))
-            if state.position == "attention":
-                self._keep("attention", state.layer, self._residual(state))
+            self._keep(state, self._of_branch(state))
 
     def end_batch(self) -> None:
-        """Fetch the numbers of a batch from the device, all at once.
-
-        Raises:
-            InputError: where this batch was measured otherwise than those before.
-        """
+        """Fetch the numbers of a batch from the device, all at once."""
         keys = list(self._batch)
         if self.keys and keys != self.keys:
             raise InputError("batches differ in what can be measured: give images of one size")
         self.keys = keys
-        columns = [value.float() for value in self._batch.values()]
-        values = torch.stack(columns, dim=1) if columns else torch.empty(len(self.groups), 0)
-        self.rows.append(values.cpu().numpy())
+        columns = [values.float() for values in self._batch.values()]
+        table = torch.stack(columns, dim=1) if columns else torch.empty(len(self.groups), 0)
+        self.rows.append(table.cpu().numpy())
         self._batch, self._reach = {}, {}
 
-    def _keep(self, position: str, layer: int, measured: Measured) -> None:
-        self._batch |= {Key(position, name, layer): values for name, values in measured}
+    def _keep(self, state: State, measured: Measures, position: str | None = None) -> None:
+        for name, measure in measured.items():
+            if name.partition("/")[0] in self.chosen:
+                self._batch[Key(position or state.position, name, state.layer)] = measure()
 
-    def _add_to_split(self, state: State) -> None:
-        if self.chosen.intersection(SPLIT):
-            layout, tokens = self.layout, state.tokens[:, self.layout.start :]
-            positioned = layout.image is not None and layout.in_order
-            self.split.add((state.position, state.layer), tokens, layout.mask, self.groups, positioned)
+    def _of_stream(self, state: Tensor) -> Measures:
+        layout, mask, tokens = self.layout, self.layout.mask, state[:, self.layout.start :]
+        singular_values = cache(lambda: measures.singular_values(tokens, mask))
+        available: Measures = {
+            "token_similarity": lambda: measures.token_similarity(tokens, mask),
+            "high_frequency_ratio": lambda: measures.high_frequency_ratio(tokens, mask),
+            "relative_residual": lambda: measures.relative_residual(tokens, mask),
+            "token_norm": lambda: measures.token_norm(tokens, mask),
+            "outlier_share": lambda: measures.outlier_share(tokens, mask),
+            "similarity_without_outliers": lambda: measures.token_similarity(tokens, measures.inliers(tokens, mask)),
+            "absolute_similarity": lambda: measures.token_similarity(tokens, mask, absolute=True),
+            "effective_rank": lambda: measures.entropy_rank(singular_values()),
+            "stable_rank": lambda: measures.energy_rank(singular_values()),
+        }
+        if layout.in_order and {"dirichlet_energy", "spectrum"} & self.chosen:
+            grid = layout.grid(tokens.shape[1])
+            available["dirichlet_energy"] = lambda: measures.dirichlet_energy(tokens, grid, mask)
+            rings = cache(lambda: measures.spectrum(tokens, grid, mask).unbind(1))
+            for ring in range(measures.ring_count(grid)):
+                available[f"spectrum/{ring}"] = partial(lambda index: rings()[index], ring)
+        return available | self._of_prefix(state)
 
-    def _stream(self, state: Tensor) -> Measured:
-        tokens, mask = state[:, self.layout.start :], self.layout.mask
-        for name in [name for name in OF_TOKENS if name in self.chosen]:
-            yield name, OF_TOKENS[name](tokens, mask)
-        if "similarity_without_outliers" in self.chosen:
-            yield "similarity_without_outliers", measures.token_similarity(tokens, measures.inliers(tokens, mask))
-        if ranks := [name for name in OF_RANK if name in self.chosen]:
-            values = measures.singular_values(tokens, mask)
-            yield from ((name, OF_RANK[name](values)) for name in ranks)
-        if self.layout.in_order and {"dirichlet_energy", "spectrum"} & self.chosen:
-            grid = self.layout.grid(tokens.shape[1])
-            if "dirichlet_energy" in self.chosen:
-                yield "dirichlet_energy", measures.dirichlet_energy(tokens, grid, mask)
-            if "spectrum" in self.chosen:
-                shares = measures.spectrum(tokens, grid, mask)
-                yield from ((f"spectrum/{ring}", share) for ring, share in enumerate(shares.unbind(1)))
-        yield from self._prefix(state)
-
-    def _prefix(self, state: Tensor) -> Measured:
-        """Of the class token and the registers to the tokens that count."""
+    def _of_prefix(self, state: Tensor) -> Measures:
+        """Of the class token and of the registers to the tokens that count."""
         layout, first = self.layout, int(self.layout.has_class)
-        spans = {"cls_similarity": (0, first), "register_similarity": (first, first + layout.registers)}
         place = torch.arange(state.shape[1], device=state.device).expand(state.shape[:2])
         counted = place >= layout.start if layout.mask is None else layout.mask
-        for name, (start, end) in spans.items():
-            if name in self.chosen and end > start:
-                group = (place >= start) & (place < end)
-                yield name, measures.prefix_similarity(state, group, counted & ~group)
 
-    def _update(self, state: State) -> Measured:
+        def similarity(start: int, end: int) -> Tensor:
+            group = (place >= start) & (place < end)
+            return measures.prefix_similarity(state, group, counted & ~group)
+
+        available: Measures = {}
+        if layout.has_class:
+            available["cls_similarity"] = lambda: similarity(0, first)
+        if layout.registers:
+            available["register_similarity"] = lambda: similarity(first, first + layout.registers)
+        return available
+
+    def _of_branch(self, state: State) -> Measures:
         assert state.before is not None
-        if "update_ratio" in self.chosen:
-            start, mask = self.layout.start, self.layout.mask
-            yield "update_ratio", measures.update_ratio(state.tokens[:, start:], state.before[:, start:], mask)
+        update, before, read = state.tokens, state.before, self.layout.read
+        start, mask = self.layout.start, self.layout.mask
+        available: Measures = {
+            "update_ratio": lambda: measures.update_ratio(update[:, start:], before[:, start:], mask)
+        }
+        if state.position == "attention":
+            available["residual_gain"] = lambda: measures.high_frequency_gain(before + update, before, read)
+            if state.layer in self._reach:
+                reach = self._reach[state.layer]
+                available["residual_bound"] = lambda: 1 + reach / measures.high_frequency_norm(before, read)
+        return available
 
-    def _maps(self, state: State) -> Measured:
+    def _of_maps(self, state: State) -> Measures:
         """Of all tokens that attention reads, since the bound speaks of them."""
         assert state.attention is not None
         assert state.before is not None
-        read, seen = self.layout.read, state.attention
-        if "attention_entropy" in self.chosen:
-            yield "attention_entropy", measures.attention_entropy(seen.probabilities, read, seen.visible).mean(1)
-        if "second_singular_value" in self.chosen:
-            yield "second_singular_value", measures.second_singular_value(seen.probabilities, read).mean(1)
-        if "attention_gain" in self.chosen:
-            yield "attention_gain", measures.high_frequency_gain(state.tokens, state.before, read)
-        if self.chosen & {"smoothing_rate", "attention_bound", "residual_bound"}:
-            rate = measures.smoothing_rate(seen.logits, read).amax(1)
-            bound = self._bound(state.layer, rate, seen.logits.shape[1])
+        tokens, before, read, seen = state.tokens, state.before, self.layout.read, state.attention
+        available: Measures = {
+            "attention_entropy": lambda: measures.attention_entropy(seen.probabilities, read, seen.visible).mean(1),
+            "second_singular_value": lambda: measures.second_singular_value(seen.probabilities, read).mean(1),
+            "attention_gain": lambda: measures.high_frequency_gain(tokens, before, read),
+        }
+        if self.chosen & BOUND:
+            rate, heads = measures.smoothing_rate(seen.logits, read).amax(1), seen.logits.shape[1]
+            norms = self._norms(state.layer, heads)
+            bound = torch.full_like(rate, torch.nan) if norms is None else measures.rate_bound(rate, *norms, heads)
             scale = branch_scale(self.stack.blocks[state.layer - 1])
-            self._reach[state.layer] = bound * scale * measures.high_frequency_norm(state.before, read)
-            numbers = {"smoothing_rate": rate, "attention_bound": bound}
-            yield from ((name, numbers[name]) for name in numbers if name in self.chosen)
-
-    def _bound(self, layer: int, rate: Tensor, heads: int) -> Tensor:
-        if layer not in self._norms:
-            self._norms[layer] = projection_norms(self.stack.blocks[layer - 1], heads)
-        norms = self._norms[layer]
-        return torch.full_like(rate, torch.nan) if norms is None else measures.rate_bound(rate, *norms, heads)
-
-    def _residual(self, state: State) -> Measured:
-        """Of the stream before and after attention is added to it."""
-        assert state.before is not None
-        read = self.layout.read
-        if "residual_gain" in self.chosen:
-            yield "residual_gain", measures.high_frequency_gain(state.before + state.tokens, state.before, read)
-        if "residual_bound" in self.chosen and state.layer in self._reach:
-            reach = self._reach[state.layer] / measures.high_frequency_norm(state.before, read)
-            yield "residual_bound", 1 + reach
+            self._reach[state.layer] = bound * scale * measures.high_frequency_norm(before, read)
+            available |= {"smoothing_rate": lambda: rate, "attention_bound": lambda: bound}
+        return available

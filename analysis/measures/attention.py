@@ -13,13 +13,9 @@ from .masking import in_fp32
 def attention_entropy(attention: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
     """Mean over queries of the entropy of their attention over log n_i, in [0, 1]: 1 is uniform. (batch, heads).
 
-    n_i is the number of keys that query i may read. A query that may read one key alone, such as the first of a causal
-    model, has nothing to choose and is left out of the mean.
-
-    Args:
-        attention: probabilities (batch, heads, tokens, tokens).
-        mask: (batch, tokens), true for tokens that take part.
-        visible: (batch, heads, tokens, tokens), true where a query may read a key; without it each reads all.
+    n_i is the number of keys that query i may read: those where `visible` (batch, heads, tokens, tokens) is true, by
+    default all. A query that may read one key alone, such as the first of a causal model, has nothing to choose and is
+    left out of the mean.
     """
     allowed = pairs(attention, mask) if visible is None else pairs(attention, mask) & visible
     keys = allowed.sum(-1)

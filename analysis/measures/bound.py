@@ -22,11 +22,8 @@ def smoothing_rate(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
     ||HC[softmax(P) X]|| <= this factor x ||HC[X]|| for logits |P_ij| <= a: the single-head form of the rate. Where a
     pair of tokens is masked (a logit of minus infinity, as in local attention) it is sqrt(n), which bounds any
-    attention.
-
-    Args:
-        logits: what softmax is taken of, scale and masks included, (batch, heads, tokens, tokens).
-        mask: (batch, tokens), true for the n tokens that take part.
+    attention. Logits (batch, heads, tokens, tokens) include scale and masks; `mask` (batch, tokens) is true for the n
+    tokens that take part.
     """
     allowed = pairs(logits, mask)
     largest = logits.masked_fill(~allowed, 0.0).abs().amax((2, 3))
@@ -37,11 +34,7 @@ def smoothing_rate(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 def rate_bound(rate: Tensor, value_norm: float, output_norm: float, heads: int) -> Tensor:
     """sigma_1 sigma_2 H rate: the most that multi-head attention can multiply ||HC|| by; with a residual 1 + this.
 
-    Args:
-        rate: the `smoothing_rate` of the worst head.
-        value_norm: sigma_1, the largest spectral norm among the heads' value projections.
-        output_norm: sigma_2, the same of the output projection.
-        heads: H.
+    `rate` is the `smoothing_rate` of the worst head; for sigma_1 and sigma_2 see `projection_norms`.
     """
     return value_norm * output_norm * heads * rate
 

@@ -94,14 +94,10 @@ class SplitSums:
         self.stacks: dict[Place, Tensor] = {}
 
     def add(self, place: Place, tokens: Tensor, mask: Tensor | None, groups: Tensor, positioned: bool) -> None:
-        """Take in a batch of tokens (batch, tokens, width).
+        """Take in a batch of tokens (batch, tokens, width) of one place, a position and a layer.
 
-        Args:
-            place: position and layer.
-            tokens: those of one place.
-            mask: (batch, tokens), true where a token counts.
-            groups: (batch,) group of each sample, below `GROUPS`.
-            positioned: whether token i has the same place in every sample.
+        `groups` (batch,) are those of the samples, below `GROUPS`; with `positioned`, token i has the same place in
+        every sample.
         """
         rows = sample_sums(tokens, mask)
         if place not in self.sums:

@@ -197,9 +197,7 @@ def test_two_processes_log_what_all_their_samples_have(tmp_path: Path):
     with torch.no_grad(), capture(module.model, reducer):
         module.model(data)
     whole = profile(module.model, [data])
-    train(
-        module, batches(2), tmp_path, SimilarityMonitor(), strategy="ddp_spawn", devices=2, max_steps=1, logger=logger
-    )
+    train(module, batches(2), tmp_path, SimilarityMonitor(), strategy="ddp_fork", devices=2, max_steps=1, logger=logger)
     lines = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
     logged = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
     for layer in range(DEPTH + 1):

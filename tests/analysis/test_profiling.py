@@ -134,10 +134,6 @@ def test_transformers_masked_autoencoder_runs_whole_and_masked():
     assert not np.allclose(masked.curve().mean[-1], whole.curve().mean[-1])
 
 
-def test_two_runs_are_equal():
-    close(*(profile(timm_vit_of(0), [images(20)], CHEAP) for _ in range(2)), 0)
-
-
 def timm_vit_of(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return timm_vit()
@@ -294,11 +290,10 @@ def test_memory_grows_by_the_numbers_of_a_sample_alone():
     def loader() -> Any:
         import gc
 
-        for seed in range(6):
+        for seed in range(4):
             gc.collect()
             live.append(sum(t.numel() for t in gc.get_objects() if type(t) is torch.Tensor))
             yield images(4, seed=seed)
 
     result = profile(model, loader(), ["all"])
     assert live[-1] - live[1] <= 4 * 4 * len(result.keys)
-    assert len(result.keys) < 17 * 32  # less than one state of one layer
