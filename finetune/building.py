@@ -1,13 +1,16 @@
 """The encoder of a classifier: a pretrained one, checked against the configuration, or a fresh one at a shape."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
 from bamboo.checkpoints import load_encoder, pixel_scale
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, find_shape
+from bamboo.tables import table
 from bamboo.vision.encoder import Init, build_encoder, shape_of
 from bamboo.vision.pixels import PixelScale
 
@@ -25,15 +28,7 @@ def make_encoder(
     in_chans: int,
     init: Init = "mae",
 ) -> tuple[VisionTransformer, PixelScale]:
-    """An encoder without a head, and how its images are standardised.
-
-    Args:
-        source: anything that `load_encoder` reads; `scratch` or None for fresh weights.
-        shape: depth, width and heads, or a name; by default those of the source.
-        image_size: height and width in pixels, to which positions are resampled.
-        patch_size: side of a patch in pixels; by default that of the source.
-        in_chans: channels, to which the patch projection is adapted.
-        init: how fresh weights are drawn, see `bamboo.vision.encoder.init_encoder`.
+    """An encoder without a head, and how its images are standardised; for the arguments see `Classifier`.
 
     Raises:
         InputError: where the source cannot be read or is of another shape or patch, or a fresh encoder has no sizes.
@@ -41,15 +36,19 @@ def make_encoder(
     if source is None or source == SCRATCH:
         if shape is None or patch_size is None:
             raise InputError("without a pretrained encoder give model.init_args.shape and model.init_args.patch_size")
-        size = Patches.of(image_size, patch_size, in_chans)
-        return build_encoder(find_shape(shape), size, init), PixelScale(in_chans)
+        return build_encoder(find_shape(shape), Patches.of(image_size, patch_size, in_chans), init), PixelScale(
+            in_chans
+        )
     encoder, report = load_encoder(source, image_size, in_chans)
-    found, patch = shape_of(encoder), encoder.patch_embed.patch_size[0]
-    wanted = find_shape(shape) if shape is not None else found
-    if found != wanted:
-        raise InputError(f"{source} is {_words(found)}, and model.init_args.shape says {_words(wanted)}")
-    if patch_size is not None and patch != patch_size:
-        raise InputError(f"{source} has patches of {patch} pixels, and model.init_args.patch_size says {patch_size}")
+    own_shape, own_patch = shape_of(encoder), encoder.patch_embed.patch_size[0]
+    wanted = own_shape if shape is None else find_shape(shape)
+    if own_shape != wanted:
+        own, other = (f"{each} with {each.heads} heads" for each in (own_shape, wanted))
+        raise InputError(f"{source} is {own}, and model.init_args.shape says {other}")
+    if patch_size not in (None, own_patch):
+        raise InputError(
+            f"{source} has patches of {own_patch} pixels, and model.init_args.patch_size says {patch_size}"
+        )
     scale = pixel_scale(source)
     print(report)
     return encoder, scale if scale.mean.numel() == in_chans else PixelScale(in_chans)
@@ -61,15 +60,27 @@ def class_order(model: Sequence[str], data: Sequence[str]) -> list[int]:
     Raises:
         InputError: where the names are not the same, naming some that are in one of them alone.
     """
-    parts = []
+    differences = []
     for where, names in ("model", set(model) - set(data)), ("data", set(data) - set(model)):
-        some = ", ".join(map(repr, sorted(names)[:3])) + f" and {len(names) - 3} more" * (len(names) > 3)
-        parts += [f"only in the {where}: {some}"] if names else []
-    if parts:
-        raise InputError(f"the classes of the model are not those of the data; {'; '.join(parts)}")
+        if names:
+            some = ", ".join(map(repr, sorted(names)[:3])) + f" and {len(names) - 3} more" * (len(names) > 3)
+            differences.append(f"only in the {where}: {some}")
+    if differences:
+        raise InputError(f"the classes of the model are not those of the data; {'; '.join(differences)}")
     places = {name: place for place, name in enumerate(model)}
     return [places[name] for name in data]
 
 
-def _words(shape: Shape) -> str:
-    return f"{shape} with {shape.heads} heads"
+def learning_rates(groups: Sequence[Mapping[str, Any]], peak: float) -> str:
+    """A table of the learning rate of each layer at the peak of the schedule, from the embedding to the head.
+
+    Args:
+        groups: of an optimizer, each with its `layer`, `lr_scale` and `params`.
+        peak: learning rate of the head.
+    """
+    counts: dict[str, int] = defaultdict(int)
+    for group in groups:
+        counts[group["layer"]] += sum(parameter.numel() for parameter in group["params"])
+    scales = {group["layer"]: group["lr_scale"] for group in groups}
+    rows = [(layer, f"{counts[layer]:,}", f"{scale:.3g}", f"{peak * scale:.3g}") for layer, scale in scales.items()]
+    return table([("layer", "parameters", "scale", "learning rate"), *rows])

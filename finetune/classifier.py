@@ -20,14 +20,13 @@ from bamboo.optimizers import layer_decay_groups
 from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape, encoder_flops
-from bamboo.training import TrainingModule
+from bamboo.training import TrainingModule, plain_arguments
 from bamboo.vision.encoder import Init, encode, patches_of, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.views import seed_streams
 
-from .building import SCRATCH, ImageSize, class_order, make_encoder
-from .tables import learning_rates
+from .building import SCRATCH, ImageSize, class_order, learning_rates, make_encoder
 
 FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))
 """What He et al. 2022 fine-tune ViT-B with."""
@@ -98,9 +97,8 @@ class Classifier(TrainingModule):
         grad_checkpointing: bool = False,
         init: Init = "mae",
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        # `load_from_checkpoint` hands over the plain values of a checkpoint.
-        super().__init__(Recipe(**recipe) if isinstance(recipe, Mapping) else recipe)
+        arguments = plain_arguments(locals())
+        super().__init__(recipe)
         if freeze and (drop_path or layer_decay != 1):
             raise InputError(
                 "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
@@ -109,7 +107,7 @@ class Classifier(TrainingModule):
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
         self.pixels = PixelScale(in_chans, mean or _shares(scale.mean), std or _shares(scale.std))
         _set_eps(self.model, layer_norm_eps)
-        self.save_hyperparameters({**given, **self._plain_sizes()})
+        self.save_hyperparameters({**arguments, **self._sizes()})
         attach_head(self.model, num_classes, pool, batch_norm, head_init_std)
         set_drop_path(self.model, drop_path)
         self.model.set_grad_checkpointing(grad_checkpointing)
@@ -127,15 +125,12 @@ class Classifier(TrainingModule):
         self.top1 = MulticlassAccuracy(num_classes, **options)
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), **options)
 
-    def _plain_sizes(self) -> dict[str, Any]:
-        """Arguments as they turned out to be, in plain values; a checkpoint has its weights and needs no encoder."""
+    def _sizes(self) -> dict[str, Any]:
+        """Arguments as they turned out to be; a checkpoint has its weights and needs no encoder."""
         return {
             "encoder": None,
             "shape": asdict(self.shape),
-            "image_size": self.patches.image_size,
-            "patch_size": self.patches.patch_size,
-            "in_chans": self.patches.in_chans,
-            "recipe": asdict(self.recipe),
+            **asdict(self.patches),
             "mean": _shares(self.pixels.mean),
             "std": _shares(self.pixels.std),
             "layer_norm_eps": self.model.blocks[0].norm1.eps,
@@ -185,7 +180,13 @@ class Classifier(TrainingModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) in fp32 of byte images (B, C, H, W), or of standardised floats."""
-        images = self.pixels(self._checked(images))
+        expected = (self.patches.in_chans, *self.patches.image_size)
+        if images.shape[1:] != expected:
+            raise InputError(
+                f"the data gives images of (channels, height, width) {tuple(images.shape[1:])} and the model expects "
+                f"{expected}: set image_size and in_chans alike under data.init_args and model.init_args"
+            )
+        images = self.pixels(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             features = encode(self.model, images)
         logits: Tensor = self.model.forward_head(features)
@@ -264,25 +265,16 @@ class Classifier(TrainingModule):
         Raises:
             InputError: for a checkpoint of another model, or of other classes than those of the data.
         """
-        told = checkpoint.get("hyper_parameters", {})
+        saved = checkpoint.get("hyper_parameters", {})
         for key in ("num_classes", "shape", "image_size", "patch_size", "in_chans", "pool", "batch_norm"):
-            if told.get(key) != self.hparams[key]:
+            if saved.get(key) != self.hparams[key]:
                 raise InputError(
-                    f"the checkpoint has {key} {told.get(key)} and the configuration {self.hparams[key]}: "
+                    f"the checkpoint has {key} {saved.get(key)} and the configuration {self.hparams[key]}: "
                     "give the configuration that it was trained by"
                 )
         super().on_load_checkpoint(checkpoint)
         self.has_weights = True
         self._match_classes(list(checkpoint["classes"]))
-
-    def _checked(self, images: Tensor) -> Tensor:
-        expected = (self.patches.in_chans, *self.patches.image_size)
-        if images.shape[1:] != expected:
-            raise InputError(
-                f"the data gives images of (channels, height, width) {tuple(images.shape[1:])} and the model expects "
-                f"{expected}: set image_size and in_chans alike under data.init_args and model.init_args"
-            )
-        return images
 
 
 def _shares(scale: Tensor) -> list[float]:

@@ -1,17 +1,27 @@
-"""`bamboo predict`: a CSV with a row for each image."""
+"""`bamboo predict`: a CSV with a row for each image, or text."""
 
-import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
 
 from bamboo.files import atomic_write
 
-COLUMNS = ("file", "label", "predicted", "probability")
-"""The columns of the file; a label is empty where it is not known."""
+
+def in_order(parts: Sequence[Mapping[str, torch.Tensor]]) -> pd.DataFrame:
+    """What the `predict_step`s of all processes say of a data set, sorted by the column `number`."""
+    frames = [pd.DataFrame({name: value.cpu().numpy() for name, value in part.items()}) for part in parts]
+    whole = pd.concat(frames) if frames else pd.DataFrame(columns=["number", "label", "predicted", "probability"])
+    if distributed.is_available() and distributed.is_initialized():
+        gathered: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(gathered, whole)
+        whole = pd.concat(gathered)
+    return whole.sort_values("number", ignore_index=True)
 
 
 class PredictionWriter(Callback):
@@ -23,36 +33,36 @@ class PredictionWriter(Callback):
 
     def __init__(self, path: str = "predictions.csv") -> None:
         self.path = Path(path)
-        self.parts: list[dict[str, torch.Tensor]] = []
+        self.parts: dict[int, list[Any]] = defaultdict(list)  # by data loader
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
-        self.parts = []
+        self.parts.clear()
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Keep the numbers of a batch."""
-        self.parts.append({name: tensor.cpu() for name, tensor in outputs.items()})
+        """Keep the predictions of a batch."""
+        self.parts[dataloader_idx].append({name: value.cpu() for name, value in outputs.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather from all processes, and write."""
-        names = ("number", "label", "predicted", "probability")
-        columns = [torch.cat([part[name] for part in self.parts]).tolist() for name in names]
-        rows = list(zip(*columns, strict=True))
-        if distributed.is_available() and distributed.is_initialized():
-            gathered: list[Any] = [None] * trainer.world_size
-            distributed.all_gather_object(gathered, rows)
-            rows = [row for part in gathered for row in part]
+        table = self.table(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            self._write(sorted(rows), trainer.datamodule, pl_module.classes)  # type: ignore[attr-defined]
-            print(f"{len(rows)} predictions in {self.path}")
+            with atomic_write(self.path) as temporary:
+                table.to_csv(temporary, index=False, float_format="%.6f")
+            print(f"{len(table)} predictions in {self.path}")
 
-    def _write(self, rows: list[Any], data: Any, classes: Any) -> None:
-        source, labels = data.predict_source(), data.classes
-        with atomic_write(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(COLUMNS)
-            for number, label, predicted, probability in rows:
-                known = labels[label] if label >= 0 else ""
-                table.writerow([source.name(number), known, classes[predicted], f"{probability:.6f}"])
+    def table(self, data: Any, module: Any) -> pd.DataFrame:
+        """A row for each image: file, label (empty where it is not known), predicted class, and its probability."""
+        rows, source = in_order(self.parts[0]), data.predict_source()
+        rows["file"] = rows["number"].map(source.name)
+        rows["label"] = rows["label"].map(lambda label: data.classes[label] if label >= 0 else "")
+        rows["predicted"] = rows["predicted"].map(lambda label: module.classes[label])
+        return rows[["file", "label", "predicted", "probability"]]

@@ -55,24 +55,22 @@ def tokenise(
         max_length: tokens at most, special ones included; of a pair the longer text is cut first.
         types: whether the encoder tells the two texts of a pair apart.
     """
-    ids: list[NDArray[np.int32]] = []
-    kinds: list[NDArray[np.int8]] = []
-    lengths = [0]
+    ids: list[Any] = []
+    segments: list[Any] = []
     for start in range(0, len(first), CHUNK):
         texts = [list(part[start : start + CHUNK]) for part in (first, second) if part is not None]
-        found = tokenizer(
+        encoded = tokenizer(
             *texts,
             truncation="longest_first",
             max_length=max_length,
             return_token_type_ids=types,
             return_attention_mask=False,
         )
-        lengths += map(len, found["input_ids"])
-        ids.append(np.concatenate([np.asarray(row, np.int32) for row in found["input_ids"]]))
-        if types:
-            kinds.append(np.concatenate([np.asarray(row, np.int8) for row in found["token_type_ids"]]))
-    flat = np.concatenate(ids) if ids else np.empty(0, np.int32)
-    return Tokens(flat, np.concatenate(kinds) if kinds else None, np.cumsum(lengths))
+        ids += [np.asarray(row, np.int32) for row in encoded["input_ids"]]
+        segments += [np.asarray(row, np.int8) for row in encoded["token_type_ids"]] if types else []
+    starts = np.cumsum([0, *map(len, ids)])
+    flat = np.concatenate([np.empty(0, np.int32), *ids])
+    return Tokens(flat, np.concatenate([np.empty(0, np.int8), *segments]) if types else None, starts)
 
 
 class Batches(Dataset[dict[str, Tensor]]):
@@ -110,8 +108,7 @@ class Batches(Dataset[dict[str, Tensor]]):
         mask = np.arange(width) < lengths[:, None]
         mask = mask[:, ::-1].copy() if self.side == "left" else mask
         arrays = {"input_ids": ids, "attention_mask": mask, "index": np.asarray(indices, np.int64)}
-        if self.tokens.types is not None:
-            arrays["token_type_ids"] = types
+        arrays |= {} if self.tokens.types is None else {"token_type_ids": types}
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return batch if self.labels is None else batch | {"label": self.labels[batch["index"]]}
 

@@ -1,23 +1,23 @@
 """Fine-tuning of a text encoder on one task of GLUE: the thin Lightning module around a model of transformers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bamboo.errors import InputError
+from bamboo.finetune.predictions import in_order
 from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
 from bamboo.text.checkpoints import restore_tokenizer, tokenizer_state
-from bamboo.training import TrainingModule
+from bamboo.training import TrainingModule, plain_arguments
 
-from .encoders import head_classes, load_start, open_encoder
+from .encoders import head_classes, open_encoder
 from .layer_decay import layer_groups
 from .metrics import compute, headline
 from .recipes import Setting
@@ -43,8 +43,6 @@ class GlueClassifier(TrainingModule):
             relative depth has the same rate, see `layer_groups`.
         recipe: learning rate, schedule and optimizer.
         seed: of new weights and of dropout.
-        start_from: a model that was fine-tuned on another task, MNLI as a rule, from which all but a head of another
-            size is taken.
         model_config: configuration of transformers of the model in a checkpoint of this class, which is read without
             an encoder.
 
@@ -62,39 +60,25 @@ class GlueClassifier(TrainingModule):
         layer_decay_depth: int = 12,
         recipe: Recipe = Setting().recipe,  # noqa: B008 (frozen)
         seed: int = 0,
-        start_from: str | Path | None = None,
         model_config: dict[str, Any] | None = None,
     ) -> None:
-        # `load_from_checkpoint` hands over the plain values of a checkpoint.
-        super().__init__(Recipe(**recipe) if isinstance(recipe, Mapping) else recipe)
+        arguments = plain_arguments(locals())
+        super().__init__(recipe)
         if encoder is None and model_config is None:
             raise InputError("there is no encoder to fine-tune: give --model.init_args.encoder CHECKPOINT or hf:NAME")
         self.task = _task(task, classes, encoder)
         self.source, self.has_head, self.tokenizer = str(encoder), True, None
-        self.notes: tuple[str, ...] = ()
         if encoder is None:
             self.model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**(model_config or {})))
         else:
-            seeds, names = derive_seed(seed, "head"), self.task.labels
-            opened = open_encoder(encoder, self.task.num_outputs, dropout, seeds, names)
-            self.model, self.tokenizer, self.notes, self.has_head = opened
-        if start_from is not None:
-            load_start(self.model, start_from)
+            head_seed = derive_seed(seed, "head")
+            opened = open_encoder(encoder, self.task.num_outputs, dropout, head_seed, self.task.labels)
+            self.model, self.tokenizer, self.has_head = opened.model, opened.tokenizer, opened.has_head
         self.layer_decay, self.layer_decay_depth, self.seed = layer_decay, layer_decay_depth, seed
-        layer_groups(self.model, layer_decay, 0.0, layer_decay_depth)  # a wrong value shows before anything starts
-        self.save_hyperparameters(
-            {
-                "encoder": None,
-                "model_config": self.model.config.to_dict(),
-                "task": task,
-                "classes": list(self.task.labels) if self.task.name == OWN else None,
-                "dropout": dropout,
-                "layer_decay": layer_decay,
-                "layer_decay_depth": layer_decay_depth,
-                "recipe": asdict(self.recipe),
-                "seed": seed,
-            }
-        )
+        self.parameter_groups()  # a wrong layer_decay shows before anything starts
+        names = list(self.task.labels) if self.task.name == OWN else None
+        arguments |= {"encoder": None, "model_config": self.model.config.to_dict(), "classes": names}
+        self.save_hyperparameters(arguments)
         self.train()  # a loaded encoder is in evaluation mode, without dropout
         self.predictions: dict[str, pd.DataFrame] = {}
         self._parts: dict[int, list[dict[str, Tensor]]] = {}
@@ -176,14 +160,13 @@ class GlueClassifier(TrainingModule):
         """
         index = batch["index"]
         if not len(index):  # fewer texts than processes
-            return {name: torch.empty(0) for name in ("number", "label", "predicted", "probability")}
+            return dict.fromkeys(("number", "label", "predicted", "probability"), torch.empty(0))
         logits, label = self(batch), batch.get("label", torch.full_like(index, -1))
         if not logits.isfinite().all():
             raise InputError(f"the model's outputs are not finite, on text {int(index[0])} of a batch for one")
         probability, predicted = logits.softmax(dim=1).max(dim=1)
         predicted = logits[:, 0] if self.task.is_regression else predicted
-        found = {"number": index, "label": label, "predicted": predicted, "probability": probability}
-        return {name: value.cpu() for name, value in found.items()}
+        return {"number": index, "label": label, "predicted": predicted, "probability": probability}
 
     def on_validation_epoch_end(self) -> None:
         """Gather from all processes, put back into order, and measure: `val/METRIC`, and `val/score`, its summary."""
@@ -207,19 +190,14 @@ class GlueClassifier(TrainingModule):
 
     def on_validation_start(self) -> None:
         """Refuse a head that nothing has trained."""
-        self._check_head()
-
-    def on_predict_start(self) -> None:
-        """Refuse a head that nothing has trained."""
-        self._check_head()
-
-    def _check_head(self) -> None:
         if not self.has_head:
-            wanted, there = self.task.labels or ("a score",), head_classes(self.source) or ("none",)
+            wanted, known = self.task.labels or ("a score",), head_classes(self.source) or ("none",)
             raise InputError(
-                f"{self.source} has no head for {', '.join(wanted)}: its classes are {', '.join(there)}; "
+                f"{self.source} has no head for {', '.join(wanted)}: its classes are {', '.join(known)}; "
                 "fine-tune it first, or give --ckpt_path"
             )
+
+    on_predict_start = on_validation_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer, so that the checkpoint is read without the encoder."""
@@ -234,12 +212,12 @@ class GlueClassifier(TrainingModule):
         config = checkpoint.get("hyper_parameters", {}).get("model_config")
         if config is None:  # of a version that kept none
             return
-        there, here = (
+        saved, current = (
             [names[key] for key in sorted(names, key=int)] for names in (config["id2label"], self.model.config.id2label)
         )
-        if there != here:
+        if saved != current:
             raise InputError(
-                f"the checkpoint's classes are {', '.join(there)} and the model's {', '.join(here)}: "
+                f"the checkpoint's classes are {', '.join(saved)} and the model's {', '.join(current)}: "
                 "list the same names in the same order, or give the checkpoint as model.init_args.encoder"
             )
         if self.tokenizer is None:
@@ -255,17 +233,6 @@ def _task(name: str, classes: Sequence[str] | None, encoder: str | Path | None) 
     if classes:
         raise InputError(f"the classes of {name} are known: leave model.init_args.classes out")
     return find_tasks([name])[0]
-
-
-def in_order(parts: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
-    """What all processes say of a split, in the order of the split: columns as of `predict_step`."""
-    frames = [pd.DataFrame({name: value.numpy() for name, value in part.items()}) for part in parts]
-    whole = pd.concat(frames) if frames else pd.DataFrame(columns=["number", "label", "predicted", "probability"])
-    if distributed.is_available() and distributed.is_initialized():
-        gathered: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, whole)
-        whole = pd.concat(gathered)
-    return whole.sort_values("number", ignore_index=True)
 
 
 def measure(task: Task, predictions: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from bamboo.errors import InputError
 
 if TYPE_CHECKING:
-    from .cells import Cell, Plan
     from .recipes import Setting
+    from .runs import Plan, Run
     from .tasks import Task
 
 
@@ -63,34 +63,27 @@ def glue(
     Raises:
         InputError: where the encoder, the data or an option cannot be used, in one line.
     """
+    from bamboo.analysis.model_sources import name_of
+
+    from .runs import Plan
     from .scores import collect, markdown, write_scores
-    from .sweep import Places, sweep
+    from .sweep import sweep
     from .tasks import find_tasks
 
-    chosen, setting = find_tasks(tasks), _setting(lr, batch_size, epochs, search)
-    plan = _plan(
-        encoder=encoder,
-        data=data,
-        max_length=max_length,
-        dropout=dropout,
-        layer_decay=layer_decay,
-        precision=precision,
-        samples=samples,
-        from_mnli=from_mnli,
-        keep_models=keep_models or submission is not None,
-    )
-    _check(chosen, seeds, search, from_mnli)
+    chosen, setting = find_tasks(tasks), _setting(search, lr=lr, batch_size=batch_size, epochs=epochs)
+    keep_models = keep_models or submission is not None
+    plan = Plan(encoder, data, max_length, dropout, layer_decay, precision, samples, from_mnli, keep_models)
+    _check_options(plan, chosen, seeds, search)
     if submission is not None:
         _check_tests(chosen, data)
-    read = {task.name: _read(task, plan) for task in chosen}
     _check_encoder(plan)
-    sizes, places = {name: each["train"] for name, each in read.items()}, Places.found(workers)
-    cells, failures = sweep(plan, chosen, range(seeds), out, sizes, setting, places)
-    if not cells:
+    sizes = {task.name: _sizes(task, plan) for task in chosen}
+    examples = {name: size["train"] for name, size in sizes.items()}
+    runs, failures = sweep(plan, chosen, range(seeds), out, examples, setting, workers)
+    if not runs:
         name, reason = next(iter(failures.items()))
         raise InputError(f"nothing was finished: {name} failed: {reason}")
-    groups = {task: ours for task in chosen if (ours := [cell for cell in cells if cell.task == task.name])}
-    scores = collect(_label(encoder), {task: [c.read(out) for c in ours] for task, ours in groups.items()}, read)
+    scores = collect(name_of(encoder), (run.read(out) for run in runs), sizes)
     paths = write_scores(scores, out)
     print(f"\n{markdown(scores)}\n", *(f"wrote {path}" for path in paths), sep="\n")
     if search:
@@ -99,7 +92,7 @@ def glue(
         names = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise InputError(f"{len(failures)} of the runs failed, and are run again by the same command: {names}")
     if submission is not None:
-        print(f"wrote {_submit(plan, groups, out, submission, gpu=0 if places.gpus else None)}")
+        print(f"wrote {_submit(plan, runs, out, submission)}")
 
 
 def glue_compare(run_a: Path, run_b: Path, *, out: Path | None = None) -> None:
@@ -124,63 +117,28 @@ def glue_compare(run_a: Path, run_b: Path, *, out: Path | None = None) -> None:
         print(f"wrote {path}")
 
 
-def _setting(lr: float | None, batch_size: int | None, epochs: int | None, search: bool) -> "Setting | None":
+def _setting(search: bool, **options: Any) -> "Setting | None":
     from .recipes import Setting
 
-    options = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if search and given:
-        raise InputError(f"with --search, {' and '.join(given)} are chosen for each task: leave them out")
-    return None if search else Setting(**given)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if search and chosen:
+        raise InputError(f"with --search, {' and '.join(chosen)} are chosen for each task: leave them out")
+    return None if search else Setting(**chosen)
 
 
-def _plan(**options: Any) -> "Plan":
-    from .cells import Plan
-
-    if options["samples"] is not None and options["samples"] < 1:
-        raise InputError(f"samples must be positive, got {options['samples']}")
-    if not 0 < options["layer_decay"] <= 1:
-        raise InputError(f"layer_decay must lie between 0 and 1, got {options['layer_decay']}")
-    return Plan(**options)
-
-
-def _check(tasks: Sequence["Task"], seeds: int, search: bool, from_mnli: bool) -> None:
+def _check_options(plan: "Plan", tasks: Sequence["Task"], seeds: int, search: bool) -> None:
+    if plan.samples is not None and plan.samples < 1:
+        raise InputError(f"samples must be positive, got {plan.samples}")
+    if plan.max_length < 4:
+        raise InputError(f"max_length must be at least 4, got {plan.max_length}")
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
     if search and seeds < 2:
         raise InputError("with --search the first seed chooses and is not counted: give --seeds 2 or more")
-    if from_mnli and search:
+    if plan.from_mnli and search:
         raise InputError("--from-mnli and --search do not go together: which of the searched models to start from?")
-    if from_mnli and "mnli" not in {task.name for task in tasks}:
+    if plan.from_mnli and "mnli" not in {task.name for task in tasks}:
         raise InputError("--from-mnli needs mnli among the tasks")
-
-
-def _check_encoder(plan: "Plan") -> None:
-    """Open the encoder once, so that a wrong one shows before anything starts."""
-    from .encoders import longest_text, open_encoder
-    from .layer_decay import layer_groups
-
-    model, _, notes, _ = open_encoder(plan.encoder, 2, plan.dropout)
-    layer_groups(model, plan.layer_decay, 0.0)
-    longest = longest_text(model.config)
-    if plan.max_length < 4:
-        raise InputError(f"max_length must be at least 4, got {plan.max_length}")
-    if longest is not None and plan.max_length > longest:
-        notes = (*notes, f"texts are cut at {longest} tokens: the encoder reads no more")
-    print(f"{plan.encoder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", *notes, sep="\n  ")
-
-
-def _read(task: "Task", plan: "Plan") -> dict[str, Any]:
-    """Sizes and majority baselines of a task. Raises `InputError` for what is missing, before anything starts."""
-    from .data import few
-    from .metrics import majority_baseline
-    from .reading import read_split
-
-    train = few(read_split(task, plan.data, "train"), plan.samples)
-    dev = {split: few(read_split(task, plan.data, split), plan.samples) for split in task.eval_splits}
-    majority = {split: majority_baseline(task, train.labels or [], each.labels or []) for split, each in dev.items()}
-    sizes = {split: len(each.first) for split, each in dev.items()}
-    return {"train": len(train.first), "dev": sizes, "majority": majority}
 
 
 def _check_tests(tasks: Sequence["Task"], data: str) -> None:
@@ -198,23 +156,47 @@ def _check_tests(tasks: Sequence["Task"], data: str) -> None:
             )
 
 
-def _label(encoder: str) -> str:
-    """A short name: the last part of a path, with the folder that says whose it is where it would say nothing."""
-    path = Path(encoder.removeprefix("hf:"))
-    return f"{path.parent.name}/{path.stem}" if path.stem in ("last", "model", "checkpoint") else path.name
+def _check_encoder(plan: "Plan") -> None:
+    """Open the encoder once, so that a wrong one shows before anything starts."""
+    from .encoders import longest_text, open_encoder
+    from .layer_decay import layer_groups
+
+    model, _, notes, _ = open_encoder(plan.encoder, 2, plan.dropout)
+    layer_groups(model, plan.layer_decay, 0.0)
+    longest = longest_text(model.config)
+    if longest is not None and plan.max_length > longest:
+        notes = (*notes, f"texts are cut at {longest} tokens: the encoder reads no more")
+    print(f"{plan.encoder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", *notes, sep="\n  ")
 
 
-def _submit(plan: "Plan", groups: dict["Task", list["Cell"]], out: Path, folder: Path, gpu: int | None) -> Path:
+def _sizes(task: "Task", plan: "Plan") -> dict[str, Any]:
+    """Numbers of examples and majority baselines of a task, see `bamboo.finetune.glue.scores.collect`."""
+    from .data import subset
+    from .metrics import majority_baseline
+    from .reading import read_split
+
+    train, *dev = (subset(read_split(task, plan.data, split), plan.samples) for split in ("train", *task.eval_splits))
+    splits = dict(zip(task.eval_splits, dev, strict=True))
+    return {
+        "train": len(train.first),
+        "dev": {name: len(split.first) for name, split in splits.items()},
+        "majority": {
+            name: majority_baseline(task, train.labels or [], split.labels or []) for name, split in splits.items()
+        },
+    }
+
+
+def _submit(plan: "Plan", runs: Sequence["Run"], out: Path, folder: Path) -> Path:
     """Write the predictions of the seed with the median score; of an even number of seeds, the better of the two."""
-    from .cells import predict_tests
     from .data import AX
+    from .runs import predict_tests
     from .submission import write_submission
-    from .tasks import DIAGNOSTIC
+    from .tasks import DIAGNOSTIC, TASKS
 
-    predictions: dict[tuple[Task, str], tuple[list[Any], list[Any]]] = {}
-    for task, cells in groups.items():
-        ranked = sorted(cells, key=lambda cell: cell.read(out)["score"] or 0.0)
-        for split, each in predict_tests(plan, ranked[len(ranked) // 2], out, gpu).items():
-            key = (DIAGNOSTIC, "test") if split == AX else (task, split)
-            predictions[key] = (each["ids"], each["predictions"])
+    predictions = {}
+    for name in {run.task: None for run in runs}:
+        ranked = sorted((run for run in runs if run.task == name), key=lambda run: run.read(out)["score"] or 0.0)
+        for split, rows in predict_tests(plan, ranked[len(ranked) // 2], out).items():
+            key = (DIAGNOSTIC, "test") if split == AX else (TASKS[name], split)
+            predictions[key] = (rows["ids"], rows["predictions"])
     return write_submission(predictions, folder)

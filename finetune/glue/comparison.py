@@ -1,7 +1,7 @@
 """Two sweeps side by side, and whether their seeds differ by more than chance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ from scipy.stats import ttest_ind
 
 from bamboo.errors import InputError
 
-from .scores import EIGHT, SCORE, Scores, bars, markdown_table, percent, write_table, write_text
-from .tasks import TASKS
+from .scores import SCORE, Scores, bars, markdown_table, percent, write_all
+from .tasks import EIGHT, TASKS
 
 FEWEST = 3
 """Seeds of each run below which nothing is said: the spread of two says next to nothing about that of all."""
@@ -42,16 +42,14 @@ def differences(first: Scores, second: Scores) -> pd.DataFrame:
     rows = {}
     for name in names:
         one, two = (run[run["task"] == name] for run in runs)
-        sizes = [tuple(int(number) for number in side[["train", "dev"]].iloc[0]) for side in (one, two)]
+        sizes = [tuple(side[["train", "dev"]].iloc[0].astype(int)) for side in (one, two)]
         if sizes[0] != sizes[1]:
-            raise InputError(
-                f"{name}: {sizes[0][0]} training and {sizes[0][1]} dev examples in one run, {sizes[1][0]} and "
-                f"{sizes[1][1]} in the other: only scores on the same examples can be compared"
-            )
+            words = " in one run, ".join(f"{train} training and {dev} dev examples" for train, dev in sizes)
+            raise InputError(f"{name}: {words} in the other: only scores on the same examples can be compared")
         rows[name] = compare(one["value"].to_numpy(), two["value"].to_numpy())
     table = pd.DataFrame.from_dict(rows, orient="index")
     table["p_holm"] = holm(table["p"].to_numpy())
-    table["verdict"] = [_verdict(row) for _, row in table.iterrows()]
+    table["verdict"] = table.apply(_verdict, axis=1)
     return table.rename_axis("task")
 
 
@@ -98,12 +96,11 @@ def average(first: Scores, second: Scores) -> dict[str, float] | None:
 
 def comparison_table(runs: Sequence[Scores], labels: Sequence[str]) -> str:
     """The table, the average, and the rule, in Markdown."""
-    table = differences(runs[0], runs[1])
-    rows = [_row(TASKS[str(name)].title, row["verdict"], row, labels) for name, row in table.iterrows()]
-    whole = average(runs[0], runs[1])
-    if whole is not None:
-        rows.append(_row("average", "", pd.Series(whole), labels))
-    lines = [markdown_table(pd.DataFrame(rows)), "", RULE]
+    table, whole = differences(*runs), average(*runs)
+    rows = [_row(TASKS[str(name)].title, row["verdict"], row) for name, row in table.iterrows()]
+    rows += [_row("average", "", whole)] if whole else []
+    header = ("task", "verdict", *labels, "difference", "95 % interval", "p (Holm)", "seeds")
+    lines = [markdown_table([header, *rows]), "", RULE]
     if (table["seeds"] < FEWEST).any():
         lines.append(f"Fewer than {FEWEST} seeds are too few to say: run `bamboo glue` with more.")
     if whole is None:
@@ -112,24 +109,21 @@ def comparison_table(runs: Sequence[Scores], labels: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _row(title: str, verdict: str, row: pd.Series, labels: Sequence[str]) -> dict[str, str]:
-    low, high, p = row["low"], row["high"], row.get("p_holm", math.nan)
-    return {
-        "task": title,
-        "verdict": verdict,
-        labels[0]: percent(row["first"]),
-        labels[1]: percent(row["second"]),
-        "difference": "undefined" if math.isnan(row["difference"]) else f"{100 * row['difference']:+.1f}",
-        "95 % interval": "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}",
-        "p (Holm)": "" if math.isnan(p) else f"{p:.3f}",
-        "seeds": str(int(row["seeds"])),
-    }
+def _row(title: str, verdict: str, row: Mapping[str, float] | pd.Series) -> tuple[str, ...]:
+    difference, low, high, p = (row.get(name, math.nan) for name in ("difference", "low", "high", "p_holm"))
+    return (
+        title,
+        verdict,
+        percent(row["first"]),
+        percent(row["second"]),
+        "undefined" if math.isnan(difference) else f"{100 * difference:+.1f}",
+        "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}",
+        "" if math.isnan(p) else f"{p:.3f}",
+        str(int(row["seeds"])),
+    )
 
 
 def write_comparison(runs: Sequence[Scores], labels: Sequence[str], out: Path) -> list[Path]:
     """Write comparison.csv, comparison.md, comparison.png and comparison.svg; returns their paths."""
-    from bamboo.analysis.plots import save_figure
-
-    write_table(differences(runs[0], runs[1]).reset_index(), out / "comparison.csv")
-    write_text(comparison_table(runs, labels), out / "comparison.md")
-    return [out / "comparison.csv", out / "comparison.md", *save_figure(bars(runs, labels), out / "comparison")]
+    page, figure = comparison_table(runs, labels), bars(runs, labels)
+    return write_all(out / "comparison", differences(*runs).reset_index(), page, figure)

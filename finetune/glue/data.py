@@ -12,7 +12,7 @@ from bamboo.data import SampledData
 from bamboo.errors import InputError
 from bamboo.sampling import Loader
 
-from .batches import POOL, Batches, EvalBatches, TrainBatches, tokenise
+from .batches import Batches, EvalBatches, TrainBatches, tokenise
 from .encoders import longest_text, tells_pairs_apart
 from .reading import Examples, MissingData, read_split, read_texts
 from .tasks import DIAGNOSTIC, OWN, TASKS, find_tasks, plain
@@ -30,12 +30,10 @@ class GlueData(SampledData):
         root: the data: the official download, the parquet or JSON-lines forms, or a hub name.
         task: name of the task.
         batch_size: texts or pairs per process and step of training.
-        max_length: tokens of a text or pair, special ones included; the rest is cut off, and what the encoder does not
-            read.
+        max_length: tokens of a text or pair, special ones included, which are cut there or where the encoder ends.
         max_tokens: tokens of a batch of validation, padding included.
         samples: texts to train on, and of each split to evaluate on, at most, evenly spread, for a quick look; test
             splits are whole.
-        pool: batches that are sorted by length together in training; 0 leaves the order random.
         seed: of the order.
 
     Raises:
@@ -50,25 +48,27 @@ class GlueData(SampledData):
         max_length: int = 128,
         max_tokens: int = 8192,
         samples: int | None = None,
-        pool: int = POOL,
         seed: int = 0,
     ):
         super().__init__(batch_size, 0, seed)
         (self.task,) = find_tasks([task])
-        self.root, self.samples, self.pool = root, samples, pool
+        self.root, self.samples = root, samples
         self.max_length, self.max_tokens = max_length, max_tokens
         self.eval_names, self.test_names = self.task.eval_splits, self.task.test_splits
         self._read: dict[str, tuple[Batches, list[Any]]] = {}
-        if min(batch_size, max_tokens, samples or 1) < 1 or pool < 0 or max_length < 4:
+        if min(batch_size, max_tokens, 1 if samples is None else samples) < 1 or max_length < 4:
             raise InputError(
-                "batch_size, max_tokens and samples must be positive, pool not negative, max_length at least 4, got "
-                f"{batch_size}, {max_tokens}, {samples}, {pool} and {max_length}"
+                "batch_size, max_tokens and samples must be positive and max_length at least 4, got "
+                f"{batch_size}, {max_tokens}, {samples} and {max_length}"
             )
 
     def setup(self, stage: str | None = None) -> None:
         """Read and tokenise, so that bad input shows before anything starts."""
         super().setup(stage)
-        self._shorten(self.trainer.lightning_module.model.config)  # type: ignore[union-attr]
+        longest = longest_text(self.trainer.lightning_module.model.config)  # type: ignore[union-attr]
+        if longest is not None and self.max_length > longest:
+            log.warning("texts are cut at %d tokens, not %d: the encoder reads no more", longest, self.max_length)
+            self.max_length = longest
         splits = {"fit": ("train", *self.eval_names), "predict": self.test_names}.get(stage or "", self.eval_names)
         for split in splits:
             self.split(split)
@@ -82,12 +82,12 @@ class GlueData(SampledData):
         if name not in self._read:
             module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
             whole = name in self.test_names or name == AX
-            found = few(self.read(name), None if whole else self.samples)
-            apart, config = tells_pairs_apart(module.model.config), module.model.config
-            tokens = tokenise(module.tokenizer, found.first, found.second, self.max_length, apart)
-            pad, side = module.tokenizer.pad_token_id, module.tokenizer.padding_side
-            batches = Batches(tokens, found.labels, config.pad_token_id or 0 if pad is None else pad, side)
-            self._read[name] = (batches, found.ids)
+            examples = subset(self.read(name), None if whole else self.samples)
+            tokenizer, config = module.tokenizer, module.model.config
+            apart = tells_pairs_apart(config)
+            tokens = tokenise(tokenizer, examples.first, examples.second, self.max_length, apart)
+            pad = (config.pad_token_id or 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            self._read[name] = (Batches(tokens, examples.labels, pad, tokenizer.padding_side), examples.ids)
         return self._read[name]
 
     def read(self, split: str) -> Examples:
@@ -102,7 +102,7 @@ class GlueData(SampledData):
     def train_dataloader(self) -> Loader:
         """Shuffled batches of texts of like length."""
         batches, _ = self.split("train")
-        sampler = TrainBatches(batches, self.batch_size, self.seed, *self.processes, pool=self.pool)
+        sampler = TrainBatches(batches, self.batch_size, self.seed, *self.processes)
         self._train_loader = Loader(batches, batch_size=None, sampler=sampler, **self.loader_options())
         if self._restored:
             self._train_loader.load_state_dict(self._restored)
@@ -126,12 +126,6 @@ class GlueData(SampledData):
         """Batches come ready."""
         return _as_it_is
 
-    def _shorten(self, config: Any) -> None:
-        longest = longest_text(config)
-        if longest is not None and self.max_length > longest:
-            log.warning("texts are cut at %d tokens, not %d: the encoder reads no more", longest, self.max_length)
-            self.max_length = longest
-
 
 class TextFiles(GlueData):
     """Texts of one's own, for the classes of the module that reads them; batches are those of `Batches`.
@@ -146,13 +140,7 @@ class TextFiles(GlueData):
         pair: column of the second of a pair of texts.
         label: column of the names of the classes.
         task: name of the task of the module.
-        batch_size: texts or pairs per process and step of training.
-        max_length: tokens of a text or pair, special ones included; the rest is cut off, and what the encoder does not
-            read.
-        max_tokens: tokens of a batch of validation, padding included.
-        samples: texts to train and to evaluate on at most, evenly spread.
-        pool: batches that are sorted by length together in training; 0 leaves the order random.
-        seed: of the order.
+        **options: arguments of `GlueData`.
 
     Raises:
         InputError: where one of these cannot be, or a label is no class of the model.
@@ -167,14 +155,9 @@ class TextFiles(GlueData):
         pair: str | None = None,
         label: str = "label",
         task: str = OWN,
-        batch_size: int = 16,
-        max_length: int = 128,
-        max_tokens: int = 8192,
-        samples: int | None = None,
-        pool: int = POOL,
-        seed: int = 0,
+        **options: Any,
     ):
-        super().__init__("", "cola", batch_size, max_length, max_tokens, samples, pool, seed)
+        super().__init__(root="", task="cola", **options)
         self.files = {"train": train, "dev": val, "test": predict}
         self.columns, self.task_name = (text, pair, label), task
         self.eval_names, self.test_names = ("dev",), ("test",)
@@ -199,7 +182,7 @@ class TextFiles(GlueData):
         return examples
 
 
-def few(examples: Examples, samples: int | None) -> Examples:
+def subset(examples: Examples, samples: int | None) -> Examples:
     """So many examples at most, evenly spread; all of them for None."""
     count = len(examples.first)
     if samples is None or samples >= count:

@@ -17,10 +17,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from bamboo.errors import InputError
-from bamboo.files import read_file
-
-WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+from bamboo.checkpoints import find_source
+from bamboo.checkpoints.sources import Source
+from bamboo.errors import InputError, loading
+from bamboo.text.checkpoints import is_classifier, load_text, load_text_classifier
+from bamboo.text.encoder import longest_sequence
 
 
 class TextEncoder(NamedTuple):
@@ -40,18 +41,15 @@ class TextEncoder(NamedTuple):
 
 
 def open_encoder(
-    source: str | Path,
-    labels: int,
-    dropout: float | None = 0.1,
-    seed: int = 0,
-    classes: Sequence[str] = (),
+    source: str | Path, labels: int, dropout: float | None = 0.1, seed: int = 0, classes: Sequence[str] = ()
 ) -> TextEncoder:
     """Load an encoder with a head for `labels` classes, or for one number.
 
-    The head of a fine-tuned classifier is kept where its classes have the same names, and put into the order asked for.
+    The head of a fine-tuned classifier is kept but for its last layer; that too where its classes have the same names,
+    put into the order asked for.
 
     Args:
-        source: a checkpoint of this project, a Hugging Face folder, or `hf:NAME`, of which `hf:` may be left out.
+        source: a checkpoint of this project, a Hugging Face folder, or `hf:NAME`.
         labels: outputs of the head.
         dropout: every dropout probability that the encoder has; None leaves them as they were in pretraining.
         seed: of weights that the source does not have.
@@ -65,12 +63,37 @@ def open_encoder(
     names = tuple(classes) or tuple(f"LABEL_{number}" for number in range(labels))
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        opened = _open(_name(source), names, dropout)
-    config = opened.model.config
-    if config.pad_token_id is None:  # GPT-2 finds the end of a text by it
-        pad = opened.tokenizer.pad_token_id
-        config.pad_token_id = config.eos_token_id if pad is None else pad
-    return opened
+        pretrained, tokenizer, notes, weights = _load(find_source(source))
+        config = _adapted(pretrained.config, names, dropout)
+        if config.pad_token_id is None:  # GPT-2 finds the end of a text by it
+            config.pad_token_id = config.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    has_head = _arrange_last_layer(weights, model, pretrained.config, names)
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    shared = {name: value for name, value in weights.items() if shapes.get(name) == value.shape}
+    model.load_state_dict(shared, strict=False)
+    new = sorted({name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in shared})
+    return TextEncoder(model, tokenizer, (*notes, *([f"new weights: {', '.join(new)}"] if new else ())), has_head)
+
+
+def _arrange_last_layer(
+    weights: dict[str, torch.Tensor], model: PreTrainedModel, config: PreTrainedConfig, classes: Sequence[str]
+) -> bool:
+    """Put the rows of a fine-tuned last layer into the order of `classes`, or drop it where its names are others.
+
+    Returns:
+        Whether there is such a layer for these classes.
+    """
+    last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1]
+    if f"{last}.weight" not in weights:
+        return False
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    same = sorted(names) == sorted(classes)
+    for name in (f"{last}.weight", f"{last}.bias"):
+        rows = weights.pop(name, None)
+        if same and rows is not None:
+            weights[name] = rows[[names.index(label) for label in classes]]
+    return same
 
 
 def head_classes(source: str | Path) -> tuple[str, ...]:
@@ -79,95 +102,47 @@ def head_classes(source: str | Path) -> tuple[str, ...]:
     Raises:
         InputError: where the source cannot be read.
     """
-    name = _name(source)
-    if Path(name).is_file():
-        names = read_file(name).get("hyper_parameters", {}).get("model_config", {}).get("id2label", {})
+    found = find_source(source)
+    if found.kind == "text":
+        names = found.content["hyper_parameters"].get("model_config", {}).get("id2label", {})
     else:
-        config = _read_config(name)
+        config = _read_config(found)
         names = config.id2label if _is_classifier(config) else {}
     return tuple(names[key] for key in sorted(names, key=int))
 
 
-def _name(source: str | Path) -> str:
-    name = str(source).removeprefix("hf:")
-    if Path(name).suffix in WEIGHTS and not Path(name).is_file():
-        raise InputError(f"{name} is missing: give the path of a checkpoint, a Hugging Face folder or hf:NAME")
-    return name
-
-
-def _open(name: str, classes: Sequence[str], dropout: float | None) -> TextEncoder:
-    from bamboo.text.checkpoints import is_classifier, load_text, load_text_classifier
-
-    if not Path(name).is_file():
-        return _open_huggingface(name, classes, dropout)
-    if is_classifier(read_file(name)):
-        loaded = load_text_classifier(name)
-        return _under_classes(loaded.model, loaded.tokenizer, classes, dropout)
-    loaded = load_text(name)
-    config = _adapted(copy.deepcopy(loaded.model.config), classes, dropout)
-    model = AutoModelForSequenceClassification.from_config(config)
-    new = load_matching(model, loaded.model.state_dict())
-    return TextEncoder(model, loaded.tokenizer, (*loaded.notes, *_new_weights(new)), False)
-
-
-def _read_config(name: str) -> PreTrainedConfig:
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise InputError(f"{name} holds no config.json: give a Hugging Face folder, hf:NAME or a checkpoint file")
-    with _one_line(name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-
-
-def _open_huggingface(name: str, classes: Sequence[str], dropout: float | None) -> TextEncoder:
-    config = _read_config(name)
-    fine_tuned = _is_classifier(config)
-    with _one_line(name):
+def _load(source: Source) -> tuple[PreTrainedModel, Any, tuple[str, ...], dict[str, torch.Tensor]]:
+    """A model, its tokenizer, notes, and those of its weights that are not drawn at random."""
+    if source.kind == "text":
+        loaded = (load_text_classifier if is_classifier(source.content) else load_text)(source.name)
+        return loaded.model, loaded.tokenizer, loaded.notes, loaded.model.state_dict()
+    config = _read_config(source)
+    with loading(source.text):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            config=config if fine_tuned else _adapted(config, classes, dropout),
-            trust_remote_code=False,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
+            source.name, config=config, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False)
     if not tokenizer.is_fast:
-        raise InputError(f"{name} has no fast tokenizer: a file tokenizer.json is needed")
-    if fine_tuned:
-        return _under_classes(model, tokenizer, classes, dropout)
-    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    return TextEncoder(model, tokenizer, _new_weights(new), False)
+        raise InputError(f"{source.text} has no fast tokenizer: a file tokenizer.json is needed")
+    weights = {name: value for name, value in model.state_dict().items() if name not in info["missing_keys"]}
+    return model, tokenizer, (), weights
 
 
-@contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+def _read_config(source: Source) -> PreTrainedConfig:
+    if source.kind not in ("transformers", "vit"):
+        raise InputError(
+            f"{source.text} is no text encoder: give a checkpoint of one, a Hugging Face folder or hf:NAME"
+        )
+    with loading(source.text):
+        return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
 
 
 def _is_classifier(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def _under_classes(
-    fine_tuned: PreTrainedModel, tokenizer: Any, classes: Sequence[str], dropout: float | None
-) -> TextEncoder:
-    """A fine-tuned model for these classes: with its own last layer where their names are the same, else a new one."""
-    names = [fine_tuned.config.id2label[number] for number in range(fine_tuned.config.num_labels)]
-    model = AutoModelForSequenceClassification.from_config(
-        _adapted(copy.deepcopy(fine_tuned.config), classes, dropout), dtype=torch.float32
-    )
-    last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1]
-    weights, same = fine_tuned.state_dict(), sorted(names) == sorted(classes)
-    for name in [name for name in weights if name.startswith(f"{last}.")]:
-        rows = weights.pop(name)
-        if same:
-            weights[name] = rows[[names.index(label) for label in classes]]
-    return TextEncoder(model, tokenizer, _new_weights(load_matching(model, weights)), same)
-
-
 def _adapted(config: PreTrainedConfig, classes: Sequence[str], dropout: float | None) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
     for name, value in config.to_dict().items():
@@ -176,42 +151,8 @@ def _adapted(config: PreTrainedConfig, classes: Sequence[str], dropout: float | 
     return config
 
 
-def load_matching(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> set[str]:
-    """Give a model the weights that it shares with another one; returns the names of those that it does not."""
-    own = model.state_dict()
-    shared = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
-    model.load_state_dict(shared, strict=False)
-    return {name for name, _ in model.named_parameters()} - shared.keys()
-
-
-def load_start(model: PreTrainedModel, path: str | Path) -> set[str]:
-    """Start from a model that was fine-tuned on another task: all of it but a head of another size.
-
-    Args:
-        model: of the same architecture and shape.
-        path: a checkpoint of a fine-tuning run, or a file of weights that a sweep kept.
-
-    Returns:
-        Names of the weights that stay as they are.
-
-    Raises:
-        InputError: where the file holds no such model.
-    """
-    content = read_file(path)
-    weights = content.get("state_dict", content.get("model", content))
-    weights = {name.removeprefix("model.") if "state_dict" in content else name: weights[name] for name in weights}
-    new = load_matching(model, weights)
-    base = f"{model.base_model_prefix}."
-    missing = sorted(name for name in new if name.startswith(base))
-    if missing:
-        raise InputError(f"{path} is of another encoder: it has no {missing[0]} of the same shape")
-    return new
-
-
 def longest_text(config: PreTrainedConfig) -> int | None:
     """Tokens that a text may have at most; None where positions do not end."""
-    from bamboo.text.encoder import longest_sequence
-
     # XLNet's is -1.
     return longest_sequence(config) if (getattr(config, "max_position_embeddings", None) or 0) > 0 else None
 
@@ -219,12 +160,6 @@ def longest_text(config: PreTrainedConfig) -> int | None:
 def tells_pairs_apart(config: PreTrainedConfig) -> bool:
     """Whether the encoder embeds which text of a pair a token is from."""
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
-
-
-def _new_weights(new: set[str]) -> tuple[str, ...]:
-    """One line for the weights that are drawn at random."""
-    modules = sorted({name.rpartition(".")[0] for name in new})
-    return (f"new weights: {', '.join(modules)}",) if modules else ()
 
 
 @contextmanager

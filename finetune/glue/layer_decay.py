@@ -23,12 +23,12 @@ def layer_groups(
 
     Layer l of a network of `depth` blocks (0 is the embedding) gets layer_decay ** (1 + written_for (1 - l / depth)),
     the rule of `bamboo.optimizers.layer_decay_groups`. The head is all that stands above the last block: final norm,
-    pooler, classifier.
+    pooler, classifier. Weight decay acts on matrices alone.
 
     Args:
         model: an encoder under a head.
         layer_decay: factor from one layer to the layer below it, in a network of `written_for` blocks; 1 for none.
-        weight_decay: of matrices; vectors and biases have none.
+        weight_decay: of matrices.
         written_for: number of blocks.
 
     Raises:
@@ -39,44 +39,35 @@ def layer_groups(
     depth, blocks = model.config.num_hidden_layers, "" if layer_decay == 1 else _blocks(model)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        number = depth + 1 if layer_decay == 1 else _layer(name, model, blocks)
-        key = number, parameter.ndim > 1
-        if key not in groups:
-            groups[key] = {
-                "layer": "embedding" if not number else f"block {number - 1}" if number <= depth else "head",
-                "lr_scale": 1.0 if number > depth else layer_decay ** (1 + written_for * (1 - number / depth)),
-                "weight_decay": weight_decay if parameter.ndim > 1 else 0.0,
-                "params": [],
-            }
-        groups[key]["params"].append(parameter)
+        layer, is_matrix = depth + 1 if layer_decay == 1 else _layer(name, model, blocks), parameter.ndim > 1
+        group: dict[str, Any] = {
+            "layer": "embedding" if not layer else f"block {layer - 1}" if layer <= depth else "head",
+            "lr_scale": 1.0 if layer > depth else layer_decay ** (1 + written_for * (1 - layer / depth)),
+            "weight_decay": weight_decay if is_matrix else 0.0,
+            "params": [],
+        }
+        groups.setdefault((layer, is_matrix), group)["params"].append(parameter)
     return list(groups.values())
 
 
 def _blocks(model: PreTrainedModel) -> str:
     """Name, within the encoder, of its list of blocks."""
-    config = model.config
-    lists = [
-        name
-        for name, module in model.base_model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    if len(lists) != 1 or config.model_type == "albert":
-        reason = "shares its blocks" if config.model_type == "albert" else "has no single list of blocks"
-        raise InputError(
-            f"layer_decay needs blocks of their own weights, and {config.model_type} {reason}: set it to 1"
-        )
+    kind, depth = model.config.model_type, model.config.num_hidden_layers
+    modules = model.base_model.named_modules()
+    lists = [name for name, module in modules if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if len(lists) != 1 or kind == "albert":
+        reason = "shares its blocks" if kind == "albert" else "has no single list of blocks"
+        raise InputError(f"layer_decay needs blocks of their own weights, and {kind} {reason}: set it to 1")
     return str(lists[0])
 
 
 def _layer(name: str, model: PreTrainedModel, blocks: str) -> int:
     """Number of the layer of a parameter: 0 is the embedding, the head follows the last block."""
     head, inner = int(model.config.num_hidden_layers) + 1, name.removeprefix(f"{model.base_model_prefix}.")
-    if inner == name:
-        return head
     if block := re.match(rf"{re.escape(blocks)}\.(\d+)\.", inner):
         return int(block[1]) + 1
-    if BELOW.search(inner):
+    if inner != name and BELOW.search(inner):
         return 0
-    if ABOVE.search(inner):
+    if inner == name or ABOVE.search(inner):
         return head
     raise InputError(f"layer_decay cannot place {name} of {model.config.model_type}: set it to 1")

@@ -41,28 +41,19 @@ def compute(task: Task, predictions: Values, labels: Values) -> dict[str, float]
 
 
 def headline(task: Task, scores: Mapping[str, Mapping[str, float]]) -> float:
-    """The task's one number: the mean over splits of the mean over metrics.
+    """The task's one number, of what `compute` gives for each of its splits: the mean over metrics and splits.
 
-    It is the benchmark's own counting: the unweighted mean of a task's metrics (F1 and accuracy of MRPC and QQP,
-    Pearson and Spearman of STS-B), and of the matched and mismatched sets of MNLI. Others count otherwise: BERT's
-    table, for one, takes F1 alone for MRPC and QQP, and Spearman alone for STS-B. The paper this project is about
-    says no more than "average over 8 datasets".
-
-    Args:
-        task: of GLUE.
-        scores: what `compute` gave for every split of `task.eval_splits`.
+    It is the benchmark's own counting: the unweighted mean of F1 and accuracy for MRPC and QQP, of Pearson and Spearman
+    for STS-B, and of the matched and mismatched sets of MNLI. BERT's table takes F1 and Spearman alone.
     """
     values = [scores[split][name] for split in task.eval_splits for name in task.metrics]
     return sum(values) / len(values)
 
 
 def majority_baseline(task: Task, train_labels: Values, eval_labels: Values) -> dict[str, float]:
-    """What always predicting the most frequent class, or the mean similarity, scores: the least a model must beat.
+    """What always predicting the most frequent class, or the mean similarity, of the training labels scores.
 
-    Args:
-        task: of GLUE.
-        train_labels: the labels that the prediction is taken from; of classes that are equally frequent, the first.
-        eval_labels: (N,) the labels that it is scored on.
+    Of classes that are equally frequent it is the first.
     """
     values = torch.as_tensor(train_labels).tolist()
     counts = Counter(values)
@@ -72,10 +63,11 @@ def majority_baseline(task: Task, train_labels: Values, eval_labels: Values) -> 
 
 def _scores(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
     dtype = torch.float64 if task.is_regression else torch.int64
-    one, two = (torch.as_tensor(values).detach().cpu().to(dtype) for values in (predictions, labels))
-    if one.ndim != 1 or one.shape != two.shape or not len(one):
-        raise ValueError(f"{task.title}: predictions of shape {tuple(one.shape)}, labels of shape {tuple(two.shape)}")
-    return {name: _score(name, one, two, task.num_outputs) for name in task.metrics}
+    guesses, truth = (torch.as_tensor(values).detach().cpu().to(dtype) for values in (predictions, labels))
+    if guesses.ndim != 1 or guesses.shape != truth.shape or not len(guesses):
+        shapes = f"predictions of shape {tuple(guesses.shape)}, labels of shape {tuple(truth.shape)}"
+        raise ValueError(f"{task.title}: {shapes}")
+    return {name: _score(name, guesses, truth, task.num_outputs) for name in task.metrics}
 
 
 def _score(name: str, predictions: Tensor, labels: Tensor, classes: int) -> float:

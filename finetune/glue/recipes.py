@@ -25,18 +25,14 @@ class Setting:
         if min(self.lr, self.batch_size, self.epochs) <= 0:
             raise InputError(f"lr, batch_size and epochs must be positive, got {self}")
 
+    def __str__(self) -> str:
+        return f"lr {self.lr:g}, batch {self.batch_size}, {self.epochs} epochs"
+
     @property
     def recipe(self) -> Recipe:
-        """AdamW without weight decay, a linear warm-up over a tenth of training and a cosine to 0.
-
-        `base_lr` is per 256 samples: 4e-5 at a batch of 16 is a `base_lr` of 6.4e-4.
-        """
-        return Recipe(
-            base_lr=self.lr * 256 / self.batch_size,
-            warmup_share=0.1,
-            weight_decay=0.0,
-            betas=(0.9, 0.999),
-        )
+        """AdamW without weight decay, a linear warm-up over a tenth of training and a cosine to 0."""
+        base_lr = self.lr * 256 / self.batch_size  # a recipe's is per 256 samples
+        return Recipe(base_lr=base_lr, warmup_share=0.1, weight_decay=0.0, betas=(0.9, 0.999))
 
 
 SEARCH = tuple(Setting(lr, batch, epochs) for batch, lr, epochs in product((16, 32), (5e-5, 3e-5, 2e-5), (2, 3, 4)))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ import pandas as pd
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
-from .tasks import TASKS, Task
+from .metrics import headline
+from .recipes import Setting
+from .tasks import EIGHT, TASKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 SCORES = "scores.json"
 SCORE = "score"
 """What the one number of a task is called among its metrics."""
-
-EIGHT = tuple(name for name in TASKS if name != "wnli")
-"""The tasks that averages are taken over."""
 
 COLUMNS = ("task", "metric", "seed", "value", "majority", "train", "dev", "seconds", "setting")
 
@@ -74,8 +73,7 @@ class Scores:
         path = run / SCORES if run.is_dir() else run
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            values = pd.DataFrame(content["values"])[list(COLUMNS)]
-            return cls(content["encoder"], values.astype({"value": float, "majority": float}))
+            return cls(content["encoder"], _frame(content["values"]))
         except OSError as error:
             raise InputError(f"{run} holds no {SCORES}: give the folder of a finished `bamboo glue`") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -85,46 +83,31 @@ class Scores:
             ) from error
 
 
-def collect(encoder: str, cells: Mapping[Task, Sequence[Mapping[str, Any]]], read: Mapping[str, Any]) -> Scores:
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows)[list(COLUMNS)].astype({"value": float, "majority": float})
+
+
+def collect(encoder: str, cells: Iterable[Mapping[str, Any]], sizes: Mapping[str, Any]) -> Scores:
     """Bring the seeds of all tasks together.
 
     Args:
         encoder: its name.
-        cells: by task, what `run_cell` wrote for each seed.
-        read: by name of the task, its numbers of examples (`train`, and `dev` by split), and by split and metric the
+        cells: what `fine_tune` wrote for each task and seed.
+        sizes: by name of the task, its numbers of examples (`train`, and `dev` by split), and by split and metric the
             `majority` baseline.
     """
-    rows = []
-    for task, seeds in cells.items():
-        size, majority = read[task.name], read[task.name]["majority"]
-        bars = [score for scores in majority.values() for score in scores.values()]
-        for cell in seeds:
-            each = [
-                (metric_name(metric, split), value, majority[split][metric], size["dev"][split])
-                for split, values in cell["metrics"].items()
-                for metric, value in values.items()
-            ]
-            each.append((SCORE, cell["score"], sum(bars) / len(bars), sum(size["dev"].values())))
-            rows += [
-                (
-                    task.name,
-                    name,
-                    cell["seed"],
-                    value,
-                    bar,
-                    size["train"],
-                    dev,
-                    cell["seconds"],
-                    _words(cell["setting"]),
-                )
-                for name, value, bar, dev in each
-            ]
-    values = pd.DataFrame(rows, columns=list(COLUMNS))
-    return Scores(encoder, values.astype({"value": float, "majority": float}))
-
-
-def _words(setting: Mapping[str, float]) -> str:
-    return f"lr {setting['lr']:g}, batch {setting['batch_size']}, {setting['epochs']} epochs"
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        task, size = TASKS[cell["task"]], sizes[cell["task"]]
+        shared = {"task": task.name, "seed": cell["seed"], "train": size["train"], "seconds": cell["seconds"]}
+        shared["setting"] = str(Setting(**cell["setting"]))
+        for split, metrics in cell["metrics"].items():
+            for name, value in metrics.items():
+                row = {"metric": metric_name(name, split), "value": value, "dev": size["dev"][split]}
+                rows.append({**shared, **row, "majority": size["majority"][split][name]})
+        row = {"metric": SCORE, "value": cell["score"], "dev": sum(size["dev"].values())}
+        rows.append({**shared, **row, "majority": headline(task, size["majority"])})
+    return Scores(encoder, _frame(rows))
 
 
 def metric_name(metric: str, split: str) -> str:
@@ -135,67 +118,53 @@ def metric_name(metric: str, split: str) -> str:
 
 def write_scores(scores: Scores, out: Path) -> list[Path]:
     """Write scores.json, scores.csv, scores.md, scores.png and scores.svg; returns their paths."""
-    from bamboo.analysis.plots import save_figure
-
-    from .cells import write_json
+    from .runs import write_json
 
     content = {"encoder": scores.encoder, "average": scores.average, "missing": scores.missing}
     write_json(out / SCORES, {**content, "values": scores.values.to_dict("records")})
-    write_table(scores.summary().drop(SCORE, level="metric").reset_index(), out / "scores.csv")
-    write_text(markdown(scores), out / "scores.md")
-    figure = bars([scores], [scores.encoder])
-    return [out / SCORES, out / "scores.csv", out / "scores.md", *save_figure(figure, out / "scores")]
+    table = scores.summary().drop(SCORE, level="metric").reset_index()
+    return [out / SCORES, *write_all(out / "scores", table, markdown(scores), bars([scores], [scores.encoder]))]
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV with six decimals."""
-    with atomic_write(path) as temporary:
+def write_all(path: Path, table: pd.DataFrame, page: str, figure: "Figure") -> list[Path]:
+    """Write a table as CSV with six decimals, a page as Markdown, and a figure; `path` has no suffix."""
+    from bamboo.analysis.plots import save_figure
+
+    with atomic_write(path.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a page."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
+    with atomic_write(path.with_suffix(".md")) as temporary:
+        temporary.write_text(f"{page}\n", encoding="utf-8")
+    return [path.with_suffix(".csv"), path.with_suffix(".md"), *save_figure(figure, path)]
 
 
 def markdown(scores: Scores) -> str:
     """The table, and the average or what is missing for it."""
-    rows = scores.summary().drop(SCORE, level="metric").reset_index()
-    first = ~rows["task"].duplicated()
-    shown = pd.DataFrame(
-        {
-            "task": rows["task"].map(lambda name: TASKS[name].title).where(first, ""),
-            "metric": rows["metric"],
-            "median": rows["median"].map(percent),
-            "min to max": [f"{percent(low)} to {percent(high)}" for low, high in zip(rows.low, rows.high, strict=True)],
-            "majority": rows["majority"].map(percent),
-            "seeds": rows["seeds"].map(str),
-            "train": rows["train"].map("{:,}".format),
-            "dev": rows["dev"].map("{:,}".format),
-            "time per seed": rows["seconds"].map(duration).where(first, ""),
-        }
+    lines = [("task", "metric", "median", "min to max", "majority", "seeds", "train", "dev", "time per seed")]
+    before = None
+    for (name, metric), row in scores.summary().drop(SCORE, level="metric").iterrows():
+        title, time = (TASKS[name].title, duration(row["seconds"])) if name != before else ("", "")
+        extent = f"{percent(row['low'])} to {percent(row['high'])}"
+        counts = (f"{row[column]:,}" for column in ("seeds", "train", "dev"))
+        lines.append((title, metric, percent(row["median"]), extent, percent(row["majority"]), *counts, time))
+        before = name
+    end = (
+        f"Average over the eight tasks: {percent(scores.average)}, the mean of their medians; a task with several "
+        "numbers counts as their mean."
     )
-    end = f"Average over the eight tasks: {percent(scores.average)}, the mean of their medians; {COUNTING}."
     if scores.missing:
         end = f"No average over the eight tasks: {', '.join(TASKS[name].title for name in scores.missing)} missing."
-    return f"{scores.encoder}, in percent\n\n{markdown_table(shown)}\n\n{end}"
+    return f"{scores.encoder}, in percent\n\n{markdown_table(lines)}\n\n{end}"
 
 
-COUNTING = "a task with several numbers counts as their mean"
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """A Markdown table with aligned columns of words; columns but the first two are numbers."""
-    columns = [[name, *map(str, table[name])] for name in table]
-    widths = [max(map(len, column)) for column in columns]
-    padded = [
-        [cell.ljust(width) if number < 2 else cell.rjust(width) for cell in column]
-        for number, (column, width) in enumerate(zip(columns, widths, strict=True))
-    ]
-    header, *lines = (f"| {' | '.join(cells)} |" for cells in zip(*padded, strict=True))
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, the first line its header; columns but the first two are numbers."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = "|".join(f"{'-' * (width + 1)}{'-' if i < 2 else ':'}" for i, width in enumerate(widths))
-    return "\n".join([header, f"|{rule}|", *lines])
+    header, *rows = (
+        " | ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
+        for pairs in (zip(line, widths, strict=True) for line in lines)
+    )
+    return "\n".join([f"| {header} |", f"|{rule}|", *(f"| {row} |" for row in rows)])
 
 
 def percent(value: float) -> str:
@@ -216,14 +185,14 @@ def bars(runs: Sequence[Scores], labels: Sequence[str]) -> "Figure":
 
     from bamboo.analysis.plots import COLOURS, style
 
-    found = {name for run in runs for name in run.values["task"]}
-    names, width = [name for name in TASKS if name in found], 0.7 / len(runs)
+    names = [name for name in TASKS if any(name in set(run.values["task"]) for run in runs)]
+    width = 0.7 / len(runs)
     with style():
         figure = Figure(figsize=(1.6 + 0.75 * len(names) + 0.25 * len(runs), 3.2), layout="constrained")
         axis = figure.subplots()
         for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
             rows = run.summary().xs(SCORE, level="metric")
-            place = pd.Series(rows.index.map(names.index), rows.index) + (number - (len(runs) - 1) / 2) * width
+            place = rows.index.map(names.index) + (number - (len(runs) - 1) / 2) * width
             ends = [100 * (rows["median"] - rows["low"]), 100 * (rows["high"] - rows["median"])]
             look = {"width": 0.92 * width, "color": COLOURS[number], "alpha": 0.85, "label": label}
             axis.bar(place, 100 * rows["median"], yerr=ends, capsize=3, error_kw={"linewidth": 1}, **look)

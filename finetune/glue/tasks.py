@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from bamboo.errors import InputError, unknown
 
 ENTAILMENT = ("entailment", "not_entailment")
-DIGITS = ("0", "1")
+PAIR = ("sentence1", "sentence2")
 NLI = ("entailment", "neutral", "contradiction")
 
 
@@ -21,31 +21,31 @@ class Task:
     Args:
         name: as typed and in tables; also the name of the configuration of the Hugging Face data set.
         title: the official spelling; submissions' files are named after it.
-        texts: the one or two columns of text in the Hugging Face data set.
         labels: the classes' names in the order of their ids; empty for regression (a similarity from 0 to 5).
-        metrics: in the order in which they are reported.
         rows: official number of rows of every split: `train`, `dev`, `test`, or `dev_matched` and so on.
-        columns: the columns of text, then of the label, in the benchmark's own files.
+        texts: the one or two columns of text in the Hugging Face data set.
+        metrics: in the order in which they are reported.
         codes: how the benchmark's own files, and submissions, write the labels, in the order of their ids.
+        columns: the columns of text, then of the label, in the benchmark's own files; by default `texts` and `label`.
         header: the columns of the files of train and dev where these have no header line.
         ragged: whether a release has rows of train and dev cut in two, which are to be skipped.
-        folder: of the official download, where it is not `title`.
+        folder: of the official download, by default `title`.
     """
 
     name: str
     title: str
-    texts: tuple[str, ...]
     labels: tuple[str, ...]
-    metrics: tuple[str, ...]
     rows: Mapping[str, int] = field(hash=False)
-    columns: tuple[str, ...]
-    codes: tuple[str, ...]
+    texts: tuple[str, ...] = PAIR
+    metrics: tuple[str, ...] = ("accuracy",)
+    codes: tuple[str, ...] = ("0", "1")
+    columns: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
     ragged: bool = False
     folder: str = ""
 
     def __post_init__(self) -> None:
-        """The folder is named as the task unless said otherwise."""
+        object.__setattr__(self, "columns", self.columns or (*self.texts, "label"))
         object.__setattr__(self, "folder", self.folder or self.title)
 
     @property
@@ -69,9 +69,6 @@ class Task:
         return tuple(split for split in self.rows if split.startswith("test"))
 
 
-_PAIR = ("sentence1", "sentence2")
-
-
 def _rows(train: int, dev: int, test: int) -> dict[str, int]:
     return {"train": train, "dev": dev, "test": test}
 
@@ -86,8 +83,6 @@ TASKS: dict[str, Task] = {
             labels=("unacceptable", "acceptable"),
             metrics=("matthews",),
             rows=_rows(8551, 1043, 1063),
-            columns=("sentence", "label"),
-            codes=DIGITS,
             header=("source", "label", "mark", "sentence"),
         ),
         Task(
@@ -95,29 +90,23 @@ TASKS: dict[str, Task] = {
             title="SST-2",
             texts=("sentence",),
             labels=("negative", "positive"),
-            metrics=("accuracy",),
             rows=_rows(67349, 872, 1821),
-            columns=("sentence", "label"),
-            codes=DIGITS,
         ),
         Task(
             name="mrpc",
             title="MRPC",
-            texts=_PAIR,
             labels=("not_equivalent", "equivalent"),
             metrics=("f1", "accuracy"),
             rows=_rows(3668, 408, 1725),
             columns=("#1 String", "#2 String", "Quality"),
-            codes=DIGITS,
         ),
         Task(
             name="stsb",
             title="STS-B",
-            texts=_PAIR,
             labels=(),
             metrics=("pearson", "spearman"),
             rows=_rows(5749, 1500, 1379),
-            columns=(*_PAIR, "score"),
+            columns=(*PAIR, "score"),
             codes=(),
         ),
         Task(
@@ -128,7 +117,6 @@ TASKS: dict[str, Task] = {
             metrics=("f1", "accuracy"),
             rows=_rows(363846, 40430, 390965),
             columns=("question1", "question2", "is_duplicate"),
-            codes=DIGITS,
             ragged=True,
         ),
         Task(
@@ -136,15 +124,9 @@ TASKS: dict[str, Task] = {
             title="MNLI",
             texts=("premise", "hypothesis"),
             labels=NLI,
-            metrics=("accuracy",),
-            rows={
-                "train": 392702,
-                "dev_matched": 9815,
-                "dev_mismatched": 9832,
-                "test_matched": 9796,
-                "test_mismatched": 9847,
-            },
-            columns=(*_PAIR, "gold_label"),
+            rows={"train": 392702, "dev_matched": 9815, "dev_mismatched": 9832}
+            | {"test_matched": 9796, "test_mismatched": 9847},
+            columns=(*PAIR, "gold_label"),
             codes=NLI,
         ),
         Task(
@@ -152,33 +134,27 @@ TASKS: dict[str, Task] = {
             title="QNLI",
             texts=("question", "sentence"),
             labels=ENTAILMENT,
-            metrics=("accuracy",),
             rows=_rows(104743, 5463, 5463),
-            columns=("question", "sentence", "label"),
             codes=ENTAILMENT,
         ),
         Task(
             name="rte",
             title="RTE",
-            texts=_PAIR,
             labels=ENTAILMENT,
-            metrics=("accuracy",),
             rows=_rows(2490, 277, 3000),
-            columns=(*_PAIR, "label"),
             codes=ENTAILMENT,
         ),
         Task(
             name="wnli",
             title="WNLI",
-            texts=_PAIR,
             labels=("not_entailment", "entailment"),  # the other way round than QNLI and RTE
-            metrics=("accuracy",),
             rows=_rows(635, 71, 146),
-            columns=(*_PAIR, "label"),
-            codes=DIGITS,
         ),
     )
 }
+
+EIGHT = tuple(name for name in TASKS if name != "wnli")
+"""The tasks that averages are taken over."""
 
 # Test sentences for a model trained on MNLI: part of a whole submission, but nothing to train on or to average.
 DIAGNOSTIC = Task(
@@ -188,7 +164,7 @@ DIAGNOSTIC = Task(
     labels=NLI,
     metrics=("matthews",),
     rows={"test": 1104},
-    columns=(*_PAIR, "label"),
+    columns=(*PAIR, "label"),
     codes=NLI,
     folder="diagnostic",
 )
@@ -206,7 +182,7 @@ def own_task(classes: Sequence[str]) -> Task:
     """
     if len(set(classes)) < max(2, len(classes)):
         raise InputError(f"classes must be two or more different names, got {', '.join(classes) or 'none'}")
-    return Task(OWN, OWN, ("text",), tuple(classes), ("accuracy",), _rows(0, 0, 0), ("text", "label"), tuple(classes))
+    return Task(OWN, OWN, tuple(classes), _rows(0, 0, 0), texts=("text",), codes=tuple(classes))
 
 
 def plain(name: str) -> str:
@@ -224,12 +200,9 @@ def find_tasks(names: Iterable[str]) -> tuple[Task, ...]:
     Raises:
         InputError: for a name that no task has.
     """
-    found: dict[str, Task] = {}
+    keys: list[str] = []
     for name in names:
-        if plain(name) == "all":
-            found |= {key: task for key, task in TASKS.items() if key != "wnli"}
-        elif plain(name) in TASKS:
-            found[plain(name)] = TASKS[plain(name)]
-        else:
+        if plain(name) not in (*TASKS, "all"):
             raise unknown("task", name, (*TASKS, "all"))
-    return tuple(found.values())
+        keys += EIGHT if plain(name) == "all" else [plain(name)]
+    return tuple(TASKS[key] for key in dict.fromkeys(keys))

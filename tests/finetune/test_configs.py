@@ -47,17 +47,13 @@ REDUCED = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_of_each_family_trains_evaluates_and_predicts(place, family, capsys):
+def test_one_of_each_family_trains(place, family):
     small = [*REDUCED, "--data.init_args.root", "images"]
     encoder = ["--model.init_args.encoder", "runs/quickstart/version_0/checkpoints/last.ckpt"]
     start = [] if family == "scratch" else encoder
     assert run("fit", *small, *start, "--trainer.max_epochs", "1", config=family) == 0
     name = f"{'finetune' if family == 'imagenet' else family}-2x32"
-    for verb in ("validate", "predict"):
-        assert run(verb, *small, "--ckpt_path", str(last(place, name)), config=family) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"val/samples\W+20\.0", out)
-    assert "20 predictions in predictions.csv" in out
+    assert last(place, name).is_file()
 
 
 def commands():
@@ -69,7 +65,7 @@ def commands():
     ]
 
 
-def test_the_commands_of_the_page_run(place):
+def test_the_commands_of_the_page_run(place, capsys):
     classifier = place / "runs/finetune-2x32/version_9/checkpoints/last.ckpt"
     small = [*REDUCED, "--data.init_args.root", "images", "--trainer.max_epochs", "1"]
     encoder = ["--model.init_args.encoder", "scratch"]
@@ -84,3 +80,6 @@ def test_the_commands_of_the_page_run(place):
         # Options of the callback that a page adds last stay last.
         cut = next((i for i, word in enumerate(words) if "callbacks+" in word), len(words))
         assert main([verb, *words[:cut], *options, *words[cut:]]) == 0, line
+    out = capsys.readouterr().out
+    assert re.search(r"val/samples\W+20\.0", out)
+    assert "20 predictions in predictions.csv" in out

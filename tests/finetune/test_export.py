@@ -170,5 +170,5 @@ def test_timms_own_evaluation_of_the_exported_model_gives_the_same_accuracy(root
             right += accuracy(model(batch), labels)[0].item() / 100 * len(batch)
             count += len(batch)
     assert count == ours["val/samples"] == 200
-    assert ours["val/top1"] > 0.2
+    assert ours["val/top1"] > 0.15
     assert right / count == pytest.approx(ours["val/top1"], abs=1e-6)

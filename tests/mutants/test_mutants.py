@@ -45,7 +45,7 @@ from bamboo.seeds import derive_seed
 
 
 def test_one():
-    import bamboo.configs, bamboo.finetune.tables
+    import bamboo.configs, bamboo.finetune.glue.tasks
 
     assert derive_seed(1) > 9
     assert Path(find_spec("bamboo.analysis").origin).is_relative_to(Path.cwd())
@@ -66,7 +66,7 @@ print(run_all([
     Mutant("bamboo/seeds.py", ">> 1", "* 0", one),
     Mutant("bamboo/seeds.py", ">> 1", ">> 2", one),
     Mutant("configs/__init__.py", "\\n", "\\nraise ImportError\\n", one),
-    Mutant("finetune/tables.py", "def learning_rates", "raise ImportError\\ndef learning_rates", one),
+    Mutant("finetune/glue/tasks.py", "def own_task", "raise ImportError\\ndef own_task", one),
     Mutant("bamboo/seeds.py", "nowhere", "", one),
     Mutant("bamboo/seeds.py", ">> 1", ">> 2", "tests/test_it.py::test_two"),
     Mutant("bamboo/seeds.py", ">> 1", ">> 2", "tests/test_it.py::test_three"),
@@ -79,7 +79,7 @@ def test_a_run_tells_what_was_killed_from_what_survived_and_what_is_broken(tmp_p
     shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
     (tree / "tests/test_it.py").write_text(TEST)
     (tree / "configs/__init__.py").write_text("\n")
-    files = ("bamboo/seeds.py", "configs/__init__.py", "finetune/tables.py")
+    files = ("bamboo/seeds.py", "configs/__init__.py", "finetune/glue/tasks.py")
     before = [(tree / file).read_text() for file in files]
     out = subprocess.run([sys.executable, "-c", RUN], cwd=tree, capture_output=True, text=True, check=True).stdout
     states = [
@@ -88,7 +88,7 @@ def test_a_run_tells_what_was_killed_from_what_survived_and_what_is_broken(tmp_p
             r">> 1  ->  \* 0",
             r">> 1  ->  >> 2  \[test_it.py::test_one",
             r"configs/__init__",
-            "finetune/tables",
+            "finetune/glue/tasks",
             "nowhere .*occurs 0 times",
             "test_two.*does not pass without",
             "test_three.*does not pass without",

@@ -14,9 +14,9 @@ from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.finetune.glue.comparison import differences
 from bamboo.finetune.glue.metrics import majority_baseline
-from bamboo.finetune.glue.scores import COLUMNS, EIGHT, Scores, duration, markdown, markdown_table, write_scores
+from bamboo.finetune.glue.scores import COLUMNS, Scores, duration, markdown, markdown_table, write_scores
 from bamboo.finetune.glue.submission import FILES
-from bamboo.finetune.glue.tasks import DIAGNOSTIC, TASKS
+from bamboo.finetune.glue.tasks import DIAGNOSTIC, EIGHT, TASKS
 from tests.finetune.glue.tiny import write_encoder
 
 
@@ -100,7 +100,7 @@ def test_a_submission_that_is_asked_for_later_trains_nothing(whole, run, tmp_pat
     from bamboo.finetune.glue import sweep
 
     out, folder = whole
-    monkeypatch.setattr(sweep, "run_cell", lambda *_: pytest.fail("it was run again"))
+    monkeypatch.setattr(sweep, "fine_tune", lambda *_: pytest.fail("it was run again"))
     for path in (out / "predictions").glob("cola*"):
         path.unlink()
     words = ["--tasks", "all", "wnli", "--seeds", "3", "--submission", str(tmp_path)]
@@ -129,7 +129,7 @@ def test_a_submission_lacking_a_task_or_a_set_is_refused_before_anything_runs(ru
 def test_the_same_command_again_runs_nothing_and_another_is_refused(whole, run, capsys, monkeypatch):
     from bamboo.finetune.glue import sweep
 
-    monkeypatch.setattr(sweep, "run_cell", lambda *_: pytest.fail("it was run again"))
+    monkeypatch.setattr(sweep, "fine_tune", lambda *_: pytest.fail("it was run again"))
     before = read(whole[0])
     assert run("whole", "--tasks", "all", "wnli", "--seeds", "3")[0] == 0
     assert read(whole[0]) == before
@@ -173,6 +173,9 @@ def test_two_encoders_are_set_side_by_side(whole, run, tmp_path, capsys):
     same = capsys.readouterr().out
     assert "differs |" not in same
     assert "| average" in same
+    header, rule = same.splitlines()[:2]
+    assert header.split(" | ")[2:4] == [str(whole[0])] * 2  # a column for each, also under one name
+    assert rule.count("|") == header.count("|") == 9
 
 
 def scored(name, values, train=10):
@@ -202,7 +205,7 @@ def test_scores_on_other_examples_are_not_compared():
 
 
 def test_a_table_is_aligned_markdown():
-    text = markdown_table(pd.DataFrame({"task": ["CoLA", "MRPC"], "metric": ["mcc", "f1"], "median": ["5.0", "81.25"]}))
+    text = markdown_table([("task", "metric", "median"), ("CoLA", "mcc", "5.0"), ("MRPC", "f1", "81.25")])
     assert text.splitlines() == [
         "| task | metric | median |",
         "|------|--------|-------:|",
@@ -219,7 +222,7 @@ BAD = {
     "seeds": (["--seeds", "0"], "seeds must be at least 1, got 0"),
     "samples": (["--samples", "0"], "samples must be positive, got 0"),
     "task": (["--tasks", "colla"], "unknown task 'colla': did you mean 'cola'"),
-    "decay": (["--layer-decay", "1.5"], "layer_decay must lie between 0 and 1, got 1.5"),
+    "decay": (["--layer-decay", "1.5"], "layer_decay must lie between 0 and 1"),
     "mnli": (["--tasks", "rte", "--from-mnli"], "--from-mnli needs mnli among the tasks"),
     "both": (["--search", "--from-mnli"], "--search, lr and batch_size and epochs are chosen for each task"),
     "search": (["--search", "--seeds", "1"], "the first seed chooses and is not counted: give --seeds 2 or more"),

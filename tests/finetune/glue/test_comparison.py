@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import t
 
 from bamboo.finetune.glue.comparison import average, compare, comparison_table, differences, holm
-from bamboo.finetune.glue.scores import COLUMNS, EIGHT, Scores
+from bamboo.finetune.glue.scores import COLUMNS, Scores
+from bamboo.finetune.glue.tasks import EIGHT
 
 RISING = np.array([0.60, 0.62, 0.64, 0.66, 0.68])
 
@@ -71,11 +72,10 @@ def test_what_one_task_alone_would_show_is_not_said_of_one_among_eight():
     assert table.loc["cola", "verdict"] == "no difference seen"
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_without_a_difference_one_is_claimed_in_a_twentieth_of_the_comparisons_at_most(seeds):
-    generator = np.random.default_rng(seeds)
+def test_without_a_difference_one_is_claimed_in_a_twentieth_of_the_comparisons_at_most():
+    generator = np.random.default_rng(3)
     claims = 0
-    for scores in generator.normal(0.6, 0.02, (200, 2, len(EIGHT), seeds)):
+    for scores in generator.normal(0.6, 0.02, (200, 2, len(EIGHT), 3)):
         claims += holm(np.array([compare(*pair)["p"] for pair in scores.swapaxes(0, 1)])).min() < 0.05
     assert claims <= 17  # 10 are expected at most, 17 is the 98th percentile
 

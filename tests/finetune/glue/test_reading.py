@@ -199,28 +199,6 @@ def test_a_file_without_a_last_line_end_is_read_whole(tmp_path):
     assert read_split(TASKS["rte"], tmp_path, "dev").labels == [0]
 
 
-def test_the_release_of_cola_stands_in_for_the_official_files(tmp_path):
-    for place in ("CoLA", "CoLA/raw", "CoLA/original/raw"):
-        root = tmp_path / place.replace("/", "_")
-        write(root / place / "in_domain_train.tsv", ["gj04\t1\t\tOne."])
-        write(root / place / "in_domain_dev.tsv", ["gj04\t1\t\tTwo."])
-        write(root / place / "out_of_domain_dev.tsv", ["clc95\t0\t*\tThree."])
-        assert read_split(TASKS["cola"], root, "train") == Examples(["One."], None, [1], [0])
-        assert read_split(TASKS["cola"], root, "dev") == Examples(["Two.", "Three."], None, [1, 0], [0, 1])
-
-
-def test_the_release_of_mrpc_is_divided_by_the_ids_of_the_dev_set(tmp_path):
-    rows = ["1\t1\t2\tA\tB", '0\t3\t4\t" C\tD', "1\t5\t6\tE\tF"]
-    write(tmp_path / "MRPC/msr_paraphrase_train.txt", [MRPC_HEADER, *rows], "\r\n", "\ufeff")
-    write(tmp_path / "MRPC/msr_paraphrase_test.txt", [MRPC_HEADER, rows[1]], "\r\n", "\ufeff")
-    with pytest.raises(InputError, match=r"MRPC: no dev_ids.tsv there"):
-        read_split(TASKS["mrpc"], tmp_path, "dev")
-    assert read_split(TASKS["mrpc"], tmp_path, "test") == Examples(['" C'], ["D"], None, [0])
-    write(tmp_path / "MRPC/dev_ids.tsv", ["3\t4"])
-    assert read_split(TASKS["mrpc"], tmp_path, "dev") == Examples(['" C'], ["D"], [0], [0])
-    assert read_split(TASKS["mrpc"], tmp_path, "train") == Examples(["A", "E"], ["B", "F"], [1, 1], [0, 1])
-
-
 def test_rows_of_qqp_that_line_breaks_cut_in_two_are_skipped_and_counted(tmp_path, caplog):
     lines = [
         "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
@@ -334,22 +312,20 @@ def test_a_name_that_is_no_folder_is_loaded_from_the_hub(monkeypatch, tmp_path, 
 
 def test_without_a_network_the_hub_is_one_clear_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        InputError, match=r"^nyu-mll/glue: no such folder, nor to be had from the Hugging Face hub \(.+\)$"
-    ):
+    with pytest.raises(InputError, match=r"^nyu-mll/glue is no folder, nor to be had from the hub \(.+\)$"):
         read_split(TASKS["rte"], "nyu-mll/glue", "train")
 
 
 RTE_HEADER = "index\tsentence1\tsentence2\tlabel"
 FAULTS = [
-    ("rte", "RTE/train.tsv", [RTE_HEADER, "0\tA\tB\tneutral"], r"train.tsv:2: unknown label 'neutral': expected ent"),
+    ("rte", "RTE/train.tsv", [RTE_HEADER, "0\tA\tB\tneutral"], r"train.tsv:2: the label is 'neutral': expected ent"),
     (
         "rte",
         "RTE/train.tsv",
         ["", RTE_HEADER, "", "0\tA\tB\t0"],
-        r"train.tsv:4: unknown label '0': expected entailment",
+        r"train.tsv:4: the label is '0': expected entailment",
     ),
-    ("cola", "CoLA/train.tsv", ["gj04\t1\t\tA", "gj04\t2\t\tB"], r"train.tsv:2: unknown label '2': expected 0 or 1 or"),
+    ("cola", "CoLA/train.tsv", ["gj04\t1\t\tA", "gj04\t2\t\tB"], r"train.tsv:2: the label is '2': expected 0 or 1 or"),
     ("cola", "CoLA/train.tsv", ["gj04\t1\t\tA", "gj04\t1\tB"], r"train.tsv:2: expected 4 columns, got 3: source, "),
     ("rte", "RTE/train.tsv", ["index\tsentence1\tlabel"], r"train.tsv:1: no column 'sentence2', only index, sentence1"),
     ("rte", "RTE/train.tsv", [RTE_HEADER], r"RTE/train.tsv is empty: expected rows of RTE"),
@@ -382,9 +358,9 @@ FAULTS = [
         ['{"sentence": "A", "label": 1, "idx": 0}', '{"sentence": "A", "label": 1}'],
         r"cola/train.jsonl:2: no column 'idx', only sentence, label",
     ),
-    ("cola", "cola/train.jsonl", ['{"sentence": "A", "label": -1}'], r"jsonl:1: unknown label -1: expected 0 or 1"),
-    ("cola", "cola/train.jsonl", ['{"sentence": "A", "label": null}'], r"jsonl:1: unknown label None: expected 0 or"),
-    ("cola", "cola/train.jsonl", ['{"sentence": "A", "label": [0]}'], r"jsonl:1: unknown label \[0\]: expected 0 or 1"),
+    ("cola", "cola/train.jsonl", ['{"sentence": "A", "label": -1}'], r"jsonl:1: the label is -1: expected 0 or 1"),
+    ("cola", "cola/train.jsonl", ['{"sentence": "A", "label": null}'], r"jsonl:1: the label is None: expected 0 or"),
+    ("cola", "cola/train.jsonl", ['{"sentence": "A", "label": [0]}'], r"jsonl:1: the label is \[0\]: expected 0 or 1"),
     (
         "cola",
         "cola/train.jsonl",

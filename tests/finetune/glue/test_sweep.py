@@ -17,13 +17,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bamboo.errors import InputError
 from bamboo.finetune.glue import sweep as sweeping
-from bamboo.finetune.glue.cells import Cell, Plan, predict_tests, run_cell
 from bamboo.finetune.glue.classifier import GlueClassifier
 from bamboo.finetune.glue.data import GlueData
 from bamboo.finetune.glue.metrics import compute
 from bamboo.finetune.glue.reading import read_split
 from bamboo.finetune.glue.recipes import SEARCH, Setting
-from bamboo.finetune.glue.sweep import Places, sweep
+from bamboo.finetune.glue.runs import Plan, Run, fine_tune, predict_tests
+from bamboo.finetune.glue.sweep import sweep, worker_environments
 from bamboo.finetune.glue.tasks import DIAGNOSTIC, TASKS, find_tasks
 from tests.runs import ROOT, same
 
@@ -84,37 +84,42 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_the_table_of_one_that_was_
     assert tables[0] == tables[1]
 
 
-def test_processes_side_by_side_give_what_one_gives(plan, tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_processes_side_by_side_give_what_one_gives_and_what_fails_leaves_the_others(plan, tmp_path):
     tasks = find_tasks(["cola", "rte"])
-    for name, places in {"one": Places(), "two": Places(2, threads=1)}.items():
-        cells, failures = sweep(plan, tasks, [0, 1], tmp_path / name, SIZES, SETTING, places)
-        assert (len(cells), failures) == (4, {})
-    torch.set_num_threads(threads)
-    assert scores(tmp_path / "one") == scores(tmp_path / "two")
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        (out / "cells" / "cola-seed1.json").mkdir(parents=True)  # its scores cannot be written
+        runs, failures = sweep(plan, tasks, [0, 1], out, SIZES, SETTING, workers)
+        assert [run.name for run in runs] == ["cola-seed0", "rte-seed0", "rte-seed1"]
+        assert list(failures) == ["cola-seed1"]
+        assert "Is a directory" in failures["cola-seed1"]
+        (out / "cells" / "cola-seed1.json").rmdir()
+    assert scores(tmp_path / "1") == scores(tmp_path / "2")
+    runs, failures = sweep(plan, tasks, [0, 1], tmp_path / "1", SIZES, SETTING)
+    assert (len(runs), failures) == (4, {})
+
+
+def test_each_worker_has_a_gpu_or_its_share_of_the_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert worker_environments() == [{"OMP_NUM_THREADS": "6"}]
+    assert worker_environments(4) == [{"OMP_NUM_THREADS": "1"}] * 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert worker_environments(3) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert worker_environments() == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]
+    assert worker_environments(1) == [{"CUDA_VISIBLE_DEVICES": "5"}]
 
 
 def test_seeds_differ_and_a_cell_alone_is_a_cell_of_a_sweep(plan, tmp_path):
     sweep(plan, find_tasks(["mnli"]), [0, 1], tmp_path, SIZES, SETTING)
     assert set(scores(tmp_path)["mnli-seed0.json"]["metrics"]) == {"dev_matched", "dev_mismatched"}
-    alone = run_cell(plan, Cell("mnli", 1, SETTING), tmp_path / "alone")
+    alone = fine_tune(plan, Run("mnli", 1, SETTING), tmp_path / "alone")
     assert alone["metrics"] == scores(tmp_path)["mnli-seed1.json"]["metrics"]
-    pretrained = Cell("stsb", 0, SETTING), Cell("stsb", 1, SETTING)
-    one, two = (run_cell(plan, cell, tmp_path / "alone")["score"] for cell in pretrained)
+    pretrained = Run("stsb", 0, SETTING), Run("stsb", 1, SETTING)
+    one, two = (fine_tune(plan, cell, tmp_path / "alone")["score"] for cell in pretrained)
     assert one != two
-
-
-@pytest.mark.parametrize("places", [Places(), Places(2, threads=1)], ids=["in this process", "in processes"])
-def test_what_fails_is_said_and_leaves_the_others(plan, tmp_path, places):
-    (tmp_path / "cells" / "cola-seed1.json").mkdir(parents=True)  # its scores cannot be written
-    cells, failures = sweep(plan, find_tasks(["cola"]), [0, 1], tmp_path, SIZES, SETTING, places)
-    assert [cell.seed for cell in cells] == [0]
-    assert list(failures) == ["cola-seed1"]
-    assert "Is a directory" in failures["cola-seed1"]
-    (tmp_path / "cells" / "cola-seed1.json").rmdir()
-    cells, failures = sweep(plan, find_tasks(["cola"]), [0, 1], tmp_path, SIZES, SETTING, places)
-    assert ([cell.seed for cell in cells], failures) == ([0, 1], {})
 
 
 @pytest.mark.parametrize("task", ["mrpc", "cola", "stsb"])
@@ -130,13 +135,13 @@ def test_a_cell_that_diverged_is_a_failure_with_its_reason_and_never_a_score(pla
 
 
 def test_naming_one_class_alone_is_a_score(plan, tmp_path):
-    cell = Cell("mrpc", 0, Setting(lr=1e-12, epochs=1))
-    assert run_cell(plan, cell, tmp_path)["score"] > 0
+    cell = Run("mrpc", 0, Setting(lr=1e-12, epochs=1))
+    assert fine_tune(plan, cell, tmp_path)["score"] > 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             GlueClassifier, "forward", lambda self, batch: self.model.classifier.bias.expand(len(batch["index"]), -1)
         )
-        found = run_cell(plan, Cell("cola", 0, SETTING), tmp_path)
+        found = fine_tune(plan, Run("cola", 0, SETTING), tmp_path)
     assert found["metrics"] == {"dev": {"matthews": 0.0}}
 
 
@@ -147,17 +152,6 @@ def test_outputs_that_are_not_finite_are_no_predictions(encoder, data):
         module.model.classifier.bias[0] = math.nan
     with pytest.raises(InputError, match="the model's outputs are not finite"):
         Trainer(logger=False, enable_progress_bar=False, accelerator="cpu").validate(module, GlueData(data, "cola"))
-
-
-def test_a_process_that_dies_is_said(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweeping, "_work", die)
-    cells, failures = sweep(plan, find_tasks(["cola"]), [0, 1], tmp_path, SIZES, SETTING, Places(2, threads=1))
-    assert cells == []
-    assert failures == dict.fromkeys(("cola-seed0", "cola-seed1"), f"its process ended with code {-signal.SIGKILL}")
-
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 CHANGED = {
@@ -202,7 +196,7 @@ def test_the_search_takes_the_best_setting_of_the_first_seed_for_all_seeds(plan,
         best = cell.setting == SEARCH[7]
         sweeping.write_json(cell.path(out), {"score": 0.9 if best else None if cell.setting == SEARCH[0] else 0.5})
 
-    monkeypatch.setattr(sweeping, "run_cell", scored)
+    monkeypatch.setattr(sweeping, "fine_tune", scored)
     cells, failures = sweep(plan, find_tasks(["cola", "rte"]), [0, 1, 2], tmp_path, SIZES)
     assert failures == {}
     assert {cell.setting for cell in cells} == {SEARCH[7]}
@@ -220,14 +214,14 @@ def test_the_model_of_the_grid_is_not_kept_and_that_of_the_other_seeds_is(plan, 
         kept[cell.seed] = plan.keep_models
         sweeping.write_json(cell.path(out), {"score": 0.5})
 
-    monkeypatch.setattr(sweeping, "run_cell", scored)
+    monkeypatch.setattr(sweeping, "fine_tune", scored)
     sweep(replace(plan, keep_models=True), find_tasks(["rte"]), [0, 1], tmp_path, SIZES)
     assert kept == {0: False, 1: True}
 
 
 def test_a_kept_model_predicts_what_the_cell_scored(plan, tmp_path, data):
-    cell = Cell("mnli", 1, SETTING)
-    score = run_cell(replace(plan, keep_models=True), cell, tmp_path)["metrics"]
+    cell = Run("mnli", 1, SETTING)
+    score = fine_tune(replace(plan, keep_models=True), cell, tmp_path)["metrics"]
     task = TASKS["mnli"]
     model = AutoModelForSequenceClassification.from_pretrained(cell.model(tmp_path)).eval()
     tokenizer = AutoTokenizer.from_pretrained(cell.model(tmp_path))
@@ -247,7 +241,7 @@ def test_a_kept_model_predicts_what_the_cell_scored(plan, tmp_path, data):
     for split, content in tests.items():
         assert content == {"ids": list(range(10)), "predictions": guesses(split)[0]}
     with pytest.raises(InputError, match=r"mnli-seed2 was run without --keep-models .* remove .*mnli-seed2.json"):
-        predict_tests(plan, Cell("mnli", 2, SETTING), tmp_path)
+        predict_tests(plan, Run("mnli", 2, SETTING), tmp_path)
 
 
 def test_three_tasks_start_from_the_model_of_mnli(plan, tmp_path):
@@ -255,12 +249,12 @@ def test_three_tasks_start_from_the_model_of_mnli(plan, tmp_path):
     cells, failures = sweep(plan, find_tasks(["rte", "cola", "mnli"]), [0], tmp_path / "from", SIZES, SETTING)
     assert failures == {}
     assert [cell.task for cell in cells] == ["rte", "cola", "mnli"]
-    weights = Cell("mnli", 0).model(tmp_path / "from") / "model.safetensors"
+    weights = Run("mnli", 0).model(tmp_path / "from") / "model.safetensors"
     assert weights.is_file()
     alone = sweep(replace(plan, from_mnli=False), find_tasks(["cola"]), [0], tmp_path / "alone", SIZES, SETTING)
     assert alone[1] == {}
     assert same(scores(tmp_path / "from")["cola-seed0.json"], scores(tmp_path / "alone")["cola-seed0.json"])
     weights.unlink()
-    Cell("rte", 0).path(tmp_path / "from").unlink()
+    Run("rte", 0).path(tmp_path / "from").unlink()
     _, failures = sweep(plan, find_tasks(["rte", "cola", "mnli"]), [0], tmp_path / "from", SIZES, SETTING)
-    assert "mnli-seed0/model.safetensors is missing" in failures["rte-seed0"]
+    assert "mnli-seed0 cannot be loaded (Error no file named model.safetensors" in failures["rte-seed0"]
