@@ -121,9 +121,9 @@ class Classifier(TrainingModule):
         self.layer_decay, self.layer_decay_depth = layer_decay, layer_decay_depth
         self.label_smoothing, self.mixing = label_smoothing, _mixing(mixup, cutmix, label_smoothing, num_classes)
         self.val_loss, self.val_samples = MeanMetric(), SumMetric()
-        options: dict[str, Any] = {"average": "micro", "validate_args": False}
-        self.top1 = MulticlassAccuracy(num_classes, **options)
-        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), **options)
+        self.top1, self.top5 = (
+            MulticlassAccuracy(num_classes, min(k, num_classes), average="micro", validate_args=False) for k in (1, 5)
+        )
 
     def _sizes(self) -> dict[str, Any]:
         """Arguments as they turned out to be; a checkpoint has its weights and needs no encoder."""

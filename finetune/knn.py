@@ -88,7 +88,7 @@ class NeighbourProbe(Callback):
         self.accuracy: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run could not measure any more."""
+        """The baselines, which a resumed run could not measure any more."""
         return {"accuracy": self.accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

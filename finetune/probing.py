@@ -32,13 +32,9 @@ class LayerFeatures(NamedTuple):
 def layer_features(
     encoder: VisionTransformer, scale: PixelScale, loader: Iterable[Mapping[str, Any]], device: torch.device
 ) -> LayerFeatures:
-    """Features, labels and token similarity of every layer, in one pass; they are kept in memory, in fp32.
+    """Features, labels and token similarity of every layer of an encoder in evaluation mode on `device`, in one pass.
 
-    Args:
-        encoder: in evaluation mode, on `device`.
-        scale: how its images are standardised.
-        loader: batches of byte images, under `image`, and of labels.
-        device: where to compute.
+    They are kept in memory, in fp32.
     """
     rows: list[Tensor] = []
     labels: list[Tensor] = []
@@ -67,14 +63,7 @@ def probe_accuracies(
     """Share of test samples (layers,) that a linear classifier on each layer's features gets right.
 
     Features are standardised by the training set; the classifiers of all layers are trained side by side, in the same
-    batches, on cross-entropy by AdamW under a cosine. They do not touch each other.
-
-    Args:
-        train: what they are trained on.
-        test: what they are tested on.
-        device: where to compute.
-        epochs: passes over the training features.
-        seed: of the order.
+    batches, whose order is drawn by the seed, on cross-entropy by AdamW under a cosine. They do not touch each other.
     """
     deviation, mean = torch.std_mean(train.features, dim=1, keepdim=True)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
@@ -108,19 +97,11 @@ def best_layer(train: LayerFeatures, device: torch.device, epochs: int = 50, see
     """The layer whose classifier is best on a fifth of the training samples, which is held out by the seed.
 
     A test set has no say in it, so the accuracy there of the layer that is chosen here is no maximum over layers.
-
-    Args:
-        train: at least two samples.
-        device: where to compute.
-        epochs: passes over the features that are left.
-        seed: of what is held out, and of the order.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "probe held out"))
     order = torch.randperm(len(train.labels), generator=generator)
-    held_out, rest = (
-        train._replace(features=train.features[:, part], labels=train.labels[part])
-        for part in order.tensor_split([max(len(order) // 5, 1)])
-    )
+    parts = order.tensor_split([max(len(order) // 5, 1)])
+    held_out, rest = (train._replace(features=train.features[:, rows], labels=train.labels[rows]) for rows in parts)
     return int(probe_accuracies(rest, held_out, device, epochs, seed).argmax())
 
 

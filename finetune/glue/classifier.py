@@ -113,6 +113,7 @@ class GlueClassifier(TrainingModule):
 
     def on_fit_start(self) -> None:
         """From here on the head is one that is trained."""
+        super().on_fit_start()
         self.has_head = True
 
     def check_converged(self) -> None:
@@ -144,10 +145,6 @@ class GlueClassifier(TrainingModule):
         """What is trained, by layer, and by whether there is weight decay."""
         return layer_groups(self.model, self.layer_decay, self.recipe.weight_decay, self.layer_decay_depth)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start anew."""
-        self._parts = {}
-
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep what the model says of each text."""
         self._parts.setdefault(dataloader_idx, []).append(self.predict_step(batch, batch_idx))
@@ -171,8 +168,7 @@ class GlueClassifier(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         """Gather from all processes, put back into order, and measure: `val/METRIC`, and `val/score`, its summary."""
         names = self.trainer.datamodule.eval_names  # type: ignore[attr-defined]
-        self.predictions = {split: in_order(self._parts.get(number, [])) for number, split in enumerate(names)}
-        self._parts = {}
+        self.predictions = {split: in_order(self._parts.pop(number, [])) for number, split in enumerate(names)}
         metrics = measure(self.task, self.predictions)
         for split, values in metrics.items():
             suffix = split.removeprefix("dev")  # `_matched` and `_mismatched` for MNLI

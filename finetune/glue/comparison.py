@@ -1,6 +1,7 @@
 """Two sweeps side by side, and whether their seeds differ by more than chance."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def compare(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str
     row = {"seeds": seeds, **means, "low": math.nan, "high": math.nan, "p": math.nan}
     if seeds < FEWEST or not spread > 0:
         return row
-    test = ttest_ind(second, first, equal_var=False)
+    with warnings.catch_warnings(action="ignore"):  # of scipy, where the seeds of one run are all alike
+        test = ttest_ind(second, first, equal_var=False)
     low, high = test.confidence_interval(1 - LEVEL)
     return {**row, "low": low, "high": high, "p": test.pvalue}
 

@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -175,6 +176,13 @@ def test_the_rate_is_4e_5_at_a_batch_of_16_with_a_warm_up_of_a_tenth(encoder, da
     assert len(rates) == 10  # 32 examples
     assert rates[0] == 0
     assert rates[1] == max(rates) == pytest.approx(4e-5)
+
+
+def test_batches_are_accumulated_up_to_the_effective_batch(encoder, data):
+    module = GlueClassifier(encoder, "rte", recipe=replace(Setting().recipe, effective_batch=16))
+    trainer = Trainer(max_epochs=1, limit_val_batches=0, **QUIET)
+    trainer.fit(module, datamodule=GlueData(data, "rte", batch_size=4))
+    assert (trainer.accumulate_grad_batches, trainer.global_step) == (4, 2)  # 32 examples
 
 
 class Rates(InterruptBefore):

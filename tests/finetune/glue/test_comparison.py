@@ -52,10 +52,12 @@ VERDICTS = {
     "alike": (RISING, RISING + 0.01, "no difference seen"),
     "constant and alike": ([0.5] * 3, [0.5] * 3, "no difference seen"),
     "constant and apart": ([0.5] * 3, [0.6] * 3, "no spread to judge by"),
+    "one constant": (RISING, [0.64] * 3, "no difference seen"),
     "undefined": ([0.5, math.nan, 0.6], [0.6, 0.7, 0.8], "undefined"),
 }
 
 
+@pytest.mark.filterwarnings("error")  # a person reads the table, not what scipy thinks of equal numbers
 @pytest.mark.parametrize("name", VERDICTS)
 def test_the_verdict_is_what_the_seeds_allow(name):
     one, two, verdict = VERDICTS[name]
@@ -75,9 +77,9 @@ def test_what_one_task_alone_would_show_is_not_said_of_one_among_eight():
 def test_without_a_difference_one_is_claimed_in_a_twentieth_of_the_comparisons_at_most():
     generator = np.random.default_rng(3)
     claims = 0
-    for scores in generator.normal(0.6, 0.02, (200, 2, len(EIGHT), 3)):
+    for scores in generator.normal(0.6, 0.02, (100, 2, len(EIGHT), 3)):
         claims += holm(np.array([compare(*pair)["p"] for pair in scores.swapaxes(0, 1)])).min() < 0.05
-    assert claims <= 17  # 10 are expected at most, 17 is the 98th percentile
+    assert claims <= 10  # 5 are expected at most, 10 is beyond the 98th percentile
 
 
 def test_the_average_is_compared_seed_by_seed():
