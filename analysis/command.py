@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from bamboo.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
+    from torch import nn
 
     from .maps import Maps
     from .model_sources import Opened
 
 DEFAULT = ("stream", "branches", "attention")
+UNTRAINED = 5
+"""Networks that are drawn for a baseline: one alone may be far from the others."""
 
 
 def profile_command(
@@ -45,7 +50,7 @@ def profile_command(
         data: digits, a folder of images (of train/ and val/ the latter), a text file, a folder of text files, or a
             corpus that `bamboo tokenize` wrote.
         out: folder for profile.json, profile.csv, samples.npz, figures as PNG and SVG, and report.html.
-        baseline: add each architecture with freshly drawn weights, as a dashed line.
+        baseline: add each architecture with fresh weights, drawn five times: their mean, dashed, and their range.
         samples: number of images or pieces of text, evenly spread over the data.
         batch_size: samples at a time; it does not change the result.
         mask_ratio: share of patches to leave out at random, as in masked pretraining; 0 for whole images.
@@ -72,7 +77,7 @@ def profile_command(
 
     from .data_sources import check_data, open_data
     from .measures.definitions import choose
-    from .profiles import Comparison
+    from .profiles import Comparison, across_networks
     from .profiling import profile
     from .report import summary_rows, write_report
 
@@ -87,19 +92,32 @@ def profile_command(
     profiles, maps = [], []
     for model in opened:
         print(f"{model.label}: {model.source}", *model.notes, sep="\n  ")
-        model.model.to(place)
-        loader = open_data(data, model, samples, batch_size, max_length, num_workers, by_line)
-        result = profile(model.model, loader, **options, label=model.label, progress=True)
+        results = []
+        for network in networks_of(model, seed):
+            loader = open_data(data, model, samples, batch_size, max_length, num_workers, by_line)
+            results.append(profile(network.to(place), loader, **options, label=model.label, progress=True))
+            network.cpu()
+        result = across_networks(results) if model.baseline else results[0]
         settings = {"source": model.source, "data": f"{data}, line by line" if by_line else data, **result.settings}
         notes = (*model.notes, *result.notes)
         profiles.append(replace(result, settings=settings, notes=notes, baseline=model.baseline))
         if pictures and model.size and not mask_ratio:
+            model.model.to(place)
             maps.append(maps_of(model, data, pictures, blocks, prefix))
-        model.model.cpu()
+            model.model.cpu()
     comparison = Comparison(tuple(profiles))
     paths = comparison.save(out) + write_report(Path(out) / "report.html", comparison, maps)
     print("token similarity after the last block", table(summary_rows(comparison)), sep="\n")
     print(*(f"wrote {path}" for path in paths), sep="\n")
+
+
+def networks_of(opened: "Opened", seed: int) -> "Iterator[nn.Module]":
+    """The network of an opened model; of a baseline as many as are drawn for it, one at a time."""
+    from .model_sources import fresh_copy
+
+    yield opened.model
+    if opened.baseline:
+        yield from (fresh_copy(opened, seed + number).model for number in range(1, UNTRAINED))
 
 
 def maps_of(opened: "Opened", data: str, count: int, blocks: str | None = None, prefix: int | None = None) -> "Maps":

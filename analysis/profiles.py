@@ -205,6 +205,17 @@ def compare(profiles: Mapping[str, Profile]) -> Comparison:
     return Comparison(tuple(replace(profile, label=label) for label, profile in profiles.items()))
 
 
+def across_networks(profiles: Sequence[Profile]) -> Profile:
+    """One profile of networks that differ in their weights alone: means over them, from the lowest to the highest."""
+    first = profiles[0]
+    place = ["position", "measure", "layer"]
+    means = pd.concat([profile.table for profile in profiles]).groupby(place, sort=False)
+    spread = means.agg(mean=("mean", "mean"), low=("mean", "min"), high=("mean", "max"), n=("n", "min"))
+    pooled = {Key(*key): Pooled(*row) for key, row in zip(spread.index, spread.itertuples(index=False), strict=True)}
+    notes = tuple(dict.fromkeys(note for profile in profiles for note in profile.notes))
+    return replace(first, keys=(), values=first.values[:, :0], notes=notes, pooled=pooled)
+
+
 def _as_dict(profile: Profile) -> dict[str, Any]:
     """Everything but the numbers of each sample, as JSON has it; NaN becomes null."""
     curves = []

@@ -15,7 +15,7 @@ from .profiles import Comparison, Profile
 
 SIMILARITIES = ("token_similarity", "between_similarity", "excess_similarity")
 BANDS = "Lines are means over samples, bands 95 % intervals; a mark at the end is the state after the final norm."
-DASHED = " Dashed lines are the same architecture, freshly initialised."
+DASHED = " Dashed: the mean of five networks of the same architecture, freshly initialised, and their range."
 OF_SHARES = (
     "Shares of the energy of unit tokens, which add up to one. Token similarity (the line) is common + sample, but for "
     "the cosine of a token with itself. What is common to all samples is no smoothing, however large: the share of the "

@@ -315,6 +315,22 @@ def test_baseline_has_the_architecture_and_other_weights(source: str, request: p
         assert new["blocks.0.mlp.fc1.weight"].std().item() == pytest.approx(np.sqrt(2 / (32 + 128)), rel=0.05)
 
 
+def test_a_baseline_is_the_mean_and_the_range_of_five_networks(written: Written, checkpoint: Path):
+    fresh = written.comparison.profiles[1]
+    opened = open_model(str(checkpoint))
+    batches = list(open_data("digits", opened, 6, 4))
+    networks = [fresh_copy(opened, seed).model for seed in range(5)]
+    profiles = [profile(network, batches, ["token_similarity", "between_similarity"]) for network in networks]
+    for name in ("token_similarity", "between_similarity"):
+        means = np.stack([profile.curve(name).mean for profile in profiles])
+        curve = fresh.curve(name)
+        np.testing.assert_allclose(curve.mean, means.mean(0), atol=1e-6)
+        np.testing.assert_allclose(curve.low, means.min(0), atol=1e-6)
+        np.testing.assert_allclose(curve.high, means.max(0), atol=1e-6)
+        assert (curve.low < curve.high).all()
+    assert fresh.summary()["samples"] == 6
+
+
 def test_labels_are_told_from_paths(tmp_path: Path):
     assert split_label("a=timm:x") == ("a", "timm:x")
     assert split_label("runs/lr=1/last.ckpt") == ("", "runs/lr=1/last.ckpt")
