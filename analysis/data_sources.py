@@ -105,13 +105,11 @@ def _blocks(path: Path, opened: Opened, samples: int, batch_size: int, max_lengt
     """Held-out blocks of a packed corpus, evenly spread over it."""
     from bamboo.text.data import PackedCorpus
 
-    module = PackedCorpus(root=str(path), block_length=max_length, batch_size=batch_size)
+    module = PackedCorpus(root=str(path), block_length=max_length, batch_size=batch_size, val_blocks=samples)
     if module.tokenizer.get_vocab() != opened.tokenizer.get_vocab():
         raise InputError(f"{path} was made with another tokenizer than that of {opened.label}: give it as text files")
     module.setup()
-    blocks = module.blocks(module.text.val, samples)
-    for start in range(0, len(blocks), batch_size):
-        yield module.collate_fn()([blocks[i] for i in range(start, min(start + batch_size, len(blocks)))])
+    yield from module.val_dataloader()
 
 
 def _pieces(path: Path, opened: Opened, samples: int, batch_size: int, max_length: int) -> Texts:

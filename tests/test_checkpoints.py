@@ -144,11 +144,9 @@ def test_a_folder_of_timms_hub_that_others_wrote_loads(tmp_path: Path) -> None:
 
 
 def test_a_file_loads_by_the_timm_name_of_its_shape(tmp_path: Path) -> None:
-    path, mae = bamboo_checkpoint(
-        tmp_path / "last.ckpt", {"shape": "bamboo-tiny", "decoder_shape": SQUARE["decoder_shape"]}
-    )
-    export(path, "timm", tmp_path)
-    assert_same(load_encoder(f"timm:bamboo_tiny_patch16_224@{tmp_path / 'model.safetensors'}")[0], mae.encoder)
+    encoder = timm.create_model("bamboo_tiny_patch16_224", num_classes=0)
+    save_file(encoder.state_dict(), tmp_path / "model.safetensors")
+    assert_same(load_encoder(f"timm:bamboo_tiny_patch16_224@{tmp_path / 'model.safetensors'}")[0], encoder)
 
 
 def test_timm_name_with_a_file_of_another_size_and_a_head(tmp_path: Path) -> None:
@@ -270,6 +268,16 @@ def test_released_hugging_face_names_load(tmp_path: Path) -> None:
     mae, x, noise = load_mae(tmp_path), images(SQUARE), torch.rand(2, 16)
     with torch.no_grad():
         assert torch.allclose(mae(x, noise).loss, model(x, noise=noise).loss, rtol=1e-5)
+
+
+def test_of_several_files_of_weights_the_one_that_is_named_is_read(tmp_path: Path) -> None:
+    model = vit_mae()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({key: torch.zeros_like(value) for key, value in weights.items()}, tmp_path / "model.fp16.safetensors")
+    assert load_encoder(tmp_path)[0].norm.weight.any()
+    assert load_encoder(tmp_path / "model.safetensors")[0].norm.weight.any()
+    assert not load_encoder(tmp_path / "model.fp16.safetensors")[0].norm.weight.any()
 
 
 @pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification])

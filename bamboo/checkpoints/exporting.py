@@ -68,9 +68,8 @@ def _write_timm(model: Checkpoint, out: Path) -> list[Path]:
     if model.architecture:
         raise InputError(f"{model.source} is {model.kind}: only plain ViTs of Bamboo's own shapes are exported")
     arguments, patches = _arguments(model), model.patches
-    shape = find_shape(arguments["shape"])
+    shape, head = find_shape(arguments["shape"]), model.head or Head("token", ())
     tensors = classifier_tensors(model) if model.head else load_encoder(model.source)[0].state_dict()
-    head = model.head or Head("token", ())
     sizes = {"img_size": patches.image_size, "patch_size": patches.patch_size, "in_chans": patches.in_chans}
     widths = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": shape.mlp_ratio}
     mean, std = _mean_and_std(model)
@@ -85,10 +84,7 @@ def _write_timm(model: Checkpoint, out: Path) -> list[Path]:
         "pretrained_cfg": {**PRETRAINED_CFG, **pixels, "fixed_input_size": True, "num_classes": len(head.classes)},
         **({"label_names": head.classes} if head.classes else {}),
     }
-    return [
-        write_weights(out / "model.safetensors", tensors, arguments),
-        _write_json(out / "config.json", config),
-    ]
+    return [write_weights(out / "model.safetensors", tensors, arguments), _write_json(out / "config.json", config)]
 
 
 def _write_mae(model: Checkpoint, format: str, out: Path) -> list[Path]:

@@ -60,8 +60,8 @@ _TO_HUGGINGFACE = [
 
 
 def _rename(key: str, rules: list[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
+    for rule in rules:
+        key = re.sub(*rule, key)
     return key
 
 
@@ -75,12 +75,6 @@ def bamboo_name(key: str) -> str:
     if key.startswith("decoder"):
         return re.sub(r"^decoder_", "decoder.", key)
     return f"encoder.{key}"
-
-
-def from_timm(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
-    """Tensors of timm, of the reference MAE release or of Bamboo under Bamboo's names, and each key's new name."""
-    names = {key: bamboo_name(key) for key in tensors}
-    return {names[key]: tensor for key, tensor in tensors.items()}, names
 
 
 def from_huggingface(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:

@@ -29,6 +29,8 @@ _REASONS = [
     (r"encoder\.fc_norm\.", "the classifier's own norm, left out beside the final norm"),
     (r"", "unexpected: an encoder has no weight of this name"),
 ]
+# Weights without which features are others: one of them that a model lacks must not be left out in silence.
+_TRUNK = r"(encoder\.)?(blocks|patch_embed|norm_pre|reg_token|dist_token|cls_token)|decoder\.(blocks|mix)"
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,10 @@ class Report:
     """What `load_encoder` did.
 
     Args:
-        source: what was asked for.
-        kind: what it turned out to be.
+        kind: what the source turned out to be.
         loaded: number of tensors that the encoder received.
         notes: what was taken for granted, renamed, resampled or adapted.
-        unused: every key of the source that has no place in the encoder, and why.
+        unused: the keys of the source that have no place in the encoder, each with the reason.
     """
 
     source: str
@@ -50,12 +51,11 @@ class Report:
     unused: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        groups = defaultdict(list)
+        lines = [f"{self.source} ({self.kind}): {self.loaded} tensors loaded, {len(self.unused)} not used", *self.notes]
+        by_reason = defaultdict(list)
         for key, reason in self.unused.items():
-            groups[reason].append(key)
-        lines = [f"{self.source} ({self.kind}): {self.loaded} tensors loaded, {len(self.unused)} not used"]
-        lines += self.notes
-        for reason, keys in groups.items():
+            by_reason[reason].append(key)
+        for reason, keys in by_reason.items():
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             lines.append(f"{len(keys)} not used, {reason}: {', '.join(keys[:3])}{more}")
         return "\n  ".join(lines)
@@ -78,20 +78,27 @@ def load_encoder(
         InputError: where the source cannot be read, or a weight of the encoder is missing or of another shape.
     """
     checkpoint = _use_fc_norm(read_source(source, image_size))
-    tensors = _part(checkpoint, "encoder.")
+    tensors = _encoder_tensors(checkpoint)
     notes = [*checkpoint.notes, *_adapt_channels(tensors, in_chans)]
-    by_name = bool(checkpoint.architecture)
-    encoder = _timm_vit(checkpoint, tensors, image_size) if by_name else _plain_vit(checkpoint, tensors)
-    table = encoder.pos_embed.detach().clone()
-    used = fill(encoder, tensors, checkpoint)
-    if not by_name:
+    if checkpoint.architecture:
+        encoder = _timm_vit(checkpoint, tensors, image_size)
+        fill(encoder, tensors, checkpoint)
+    else:
+        encoder = _plain_vit(checkpoint, tensors)
+        table = encoder.pos_embed.detach().clone()
+        fill(encoder, tensors, checkpoint)
         encoder.pos_embed.requires_grad_(not torch.allclose(encoder.pos_embed, table, atol=1e-4))
     pixels = {key: checkpoint.arguments[key] for key in ("mean", "std")}
     if all(pixels.values()):
         encoder.pretrained_cfg = {**getattr(encoder, "pretrained_cfg", {}), **pixels}
     notes += _resize(encoder, image_size)
-    unused = {key: _reason(name) for key, name in checkpoint.names.items() if name.removeprefix("encoder.") not in used}
+    used = {f"encoder.{key}" for key in encoder.state_dict()}
+    unused = {key: _reason(name) for key, name in checkpoint.names.items() if name not in used}
     return encoder.eval(), Report(checkpoint.source, checkpoint.kind, len(used), tuple(notes), unused)
+
+
+def _reason(name: str) -> str:
+    return next(reason for pattern, reason in _REASONS if re.match(pattern, name))
 
 
 def load_mae(source: str | Path) -> MaskedAutoencoder:
@@ -122,11 +129,8 @@ def load_mae(source: str | Path) -> MaskedAutoencoder:
 def load_classifier(source: str | Path) -> tuple[VisionTransformer, Head, PixelScale]:
     """A classifier in evaluation mode, its head, and how its images are standardised.
 
-    A batch norm before the head is folded into it, so that the model is one of timm's.
-
-    Args:
-        source: a checkpoint of `Classifier`, what `bamboo export` wrote of one, or a Hugging Face folder of a
-            `ViTForImageClassification`.
+    It comes from a checkpoint of `Classifier`, what `bamboo export` wrote of one, or a Hugging Face folder of a
+    `ViTForImageClassification`. A batch norm before the head is folded into it, so that the model is one of timm's.
 
     Raises:
         InputError: where the source cannot be read or holds no classifier.
@@ -142,26 +146,22 @@ def load_classifier(source: str | Path) -> tuple[VisionTransformer, Head, PixelS
 
 def classifier_tensors(checkpoint: Checkpoint) -> Tensors:
     """A classifier's weights under timm's names, with a plain linear head."""
-    return plain_head(_part(checkpoint, "encoder."))
+    return plain_head(_encoder_tensors(checkpoint))
 
 
 def pixel_scale(source: str | Path) -> PixelScale:
-    """How the images of a model are standardised: by what its source says, else by `PixelScale`'s defaults.
-
-    Raises:
-        InputError: where the source cannot be read.
-    """
+    """How the images of a model are standardised: by what its source says, else by `PixelScale`'s defaults."""
     return read_source(source).scale
 
 
-def fill(model: nn.Module, tensors: Tensors, checkpoint: Checkpoint) -> set[str]:
-    """Load every weight of a model, and give it the LayerNorm of the source; the names that were used.
+def fill(model: nn.Module, tensors: Tensors, checkpoint: Checkpoint) -> None:
+    """Load every weight of a model, and give it the LayerNorm of the source.
 
     Raises:
         InputError: names the first weight that is missing, of another shape, or of a block that the model lacks.
     """
     expected = model.state_dict()
-    _check_extra(tensors, expected, checkpoint)
+    _refuse_extra(tensors, expected, checkpoint)
     for key, tensor in expected.items():
         shape = tuple(tensors[key].shape) if key in tensors else "missing"
         if shape != tuple(tensor.shape):
@@ -173,13 +173,10 @@ def fill(model: nn.Module, tensors: Tensors, checkpoint: Checkpoint) -> set[str]
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = checkpoint.arguments["layer_norm_eps"] or module.eps
-    return set(expected)
 
 
-def _check_extra(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> None:
-    """A weight of the trunk that the model lacks would be left out silently, and change every feature."""
-    trunk = r"(encoder\.)?(blocks|patch_embed|norm_pre|reg_token|dist_token|cls_token)|decoder\.(blocks|mix)"
-    extra = next((key for key in sorted(tensors.keys() - expected.keys()) if re.match(trunk, key)), None)
+def _refuse_extra(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> None:
+    extra = next((key for key in sorted(tensors.keys() - expected.keys()) if re.match(_TRUNK, key)), None)
     if extra:
         raise InputError(
             f"{checkpoint.source} is a checkpoint of another shape: it has {extra}, and this model has not; "
@@ -187,12 +184,9 @@ def _check_extra(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) ->
         )
 
 
-def _part(checkpoint: Checkpoint, prefix: str) -> Tensors:
-    return {key.removeprefix(prefix): t for key, t in checkpoint.tensors.items() if key.startswith(prefix)}
-
-
-def _reason(name: str) -> str:
-    return next(reason for pattern, reason in _REASONS if re.match(pattern, name))
+def _encoder_tensors(checkpoint: Checkpoint) -> Tensors:
+    named = checkpoint.tensors.items()
+    return {key.removeprefix("encoder."): tensor for key, tensor in named if key.startswith("encoder.")}
 
 
 def _plain_vit(checkpoint: Checkpoint, tensors: Tensors, **options: Any) -> VisionTransformer:
@@ -204,18 +198,19 @@ def _plain_vit(checkpoint: Checkpoint, tensors: Tensors, **options: Any) -> Visi
 
 
 def _timm_vit(checkpoint: Checkpoint, tensors: Tensors, image_size: ImageSize | None) -> VisionTransformer:
-    source, name = checkpoint.source, checkpoint.architecture
+    assert checkpoint.architecture
+    source, (name, options) = checkpoint.source, checkpoint.architecture
     if "pos_embed" not in tensors or "patch_embed.proj.weight" not in tensors:
         raise InputError(f"{source}: pos_embed or patch_embed.proj.weight is missing: no plain ViT")
     pool, in_chans = "token" if "cls_token" in tensors else "avg", tensors["patch_embed.proj.weight"].shape[1]
-    plain = {"num_classes": 0, "fc_norm": False, "global_pool": pool, "in_chans": in_chans}
+    headless = {"num_classes": 0, "fc_norm": False, "global_pool": pool, "in_chans": in_chans}
     try:
-        encoder = timm.create_model(name, **checkpoint.options | plain)
+        encoder = timm.create_model(name, **options | headless)
     except TypeError as error:
         raise InputError(f"timm:{name} is not a plain ViT: {error}") from error
     if not isinstance(encoder, VisionTransformer) or encoder.pos_embed is None:
         raise InputError(f"timm:{name} is a {type(encoder).__name__}, not a plain ViT with positions")
-    _check_extra(tensors, encoder.state_dict(), checkpoint)
+    _refuse_extra(tensors, encoder.state_dict(), checkpoint)
     more = tensors["pos_embed"].shape[1] - encoder.pos_embed.shape[1]
     if more:
         count, patch_size = encoder.patch_embed.num_patches + more, encoder.patch_embed.patch_size[0]
@@ -248,9 +243,8 @@ def _adapt_channels(tensors: Tensors, in_chans: int | None) -> list[str]:
 def _resize(encoder: VisionTransformer, image_size: ImageSize | None) -> list[str]:
     if image_size is None:
         return []
-    before = encoder.patch_embed.grid_size
-    patches = Patches.of(image_size, encoder.patch_embed.patch_size[0], encoder.patch_embed.proj.in_channels)
-    trained = encoder.pos_embed.requires_grad
+    before, trained = encoder.patch_embed.grid_size, encoder.pos_embed.requires_grad
+    patches = Patches.of(image_size, encoder.patch_embed.patch_size[0])
     encoder.set_input_size(patches.image_size)
     encoder.pos_embed.requires_grad_(trained)
     if patches.grid == before:

@@ -4,15 +4,15 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import Tensor
 
-from bamboo.checkpoints.key_maps import PREFIXES, Tensors, from_config, from_huggingface, from_timm
-from bamboo.checkpoints.sources import RANDOM, Source, find_source, read_folder, read_json
+from bamboo.checkpoints.key_maps import PREFIXES, Tensors, bamboo_name, from_config, from_huggingface
+from bamboo.checkpoints.sources import RANDOM, Source, find_source, read_json, read_weights
 from bamboo.errors import InputError, unknown
 from bamboo.files import read_file
 from bamboo.shapes import SHAPES, Patches, Shape
@@ -28,12 +28,7 @@ KNOWN = {**DEFAULTS, "mean": None, "std": None, "layer_norm_eps": None, "qkv_bia
 
 @dataclass(frozen=True)
 class Head:
-    """What stands above the encoder of a classifier.
-
-    Args:
-        pool: how tokens become one vector, see `bamboo.vision.heads.attach_head`.
-        classes: their names, in the order of the logits.
-    """
+    """Of a classifier: how tokens are pooled, and the names of its classes in the order of the logits."""
 
     pool: Pool
     classes: tuple[str, ...]
@@ -44,13 +39,11 @@ class Checkpoint:
     """Weights, and what is known of the model that they belong to.
 
     Args:
-        source: what was asked for.
-        kind: what it turned out to be, for people.
+        kind: what the source turned out to be, for people.
         tensors: under Bamboo's names.
         names: Bamboo's name of every key of the file.
         arguments: what the source says of the model, by the keys of `KNOWN`.
-        architecture: timm's name of an encoder that `arguments` do not describe.
-        options: further arguments of that encoder.
+        architecture: timm's name and arguments of an encoder that `arguments` do not describe.
         head: of a classifier.
         notes: what was taken for granted.
     """
@@ -59,9 +52,8 @@ class Checkpoint:
     kind: str
     tensors: Tensors
     names: dict[str, str]
-    arguments: dict[str, Any] = field(default_factory=dict)
-    architecture: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any]
+    architecture: tuple[str, dict[str, Any]] | None = None
     head: Head | None = None
     notes: tuple[str, ...] = ()
 
@@ -80,7 +72,7 @@ class Checkpoint:
 
 
 def read_source(source: str | Path, image_size: ImageSize | None = None) -> Checkpoint:
-    """Read the weights of an image model. `image_size` helps where a file has a grid that is not square.
+    """Read an image model; `image_size` helps where a file has a grid that is not square.
 
     Raises:
         InputError: one line that names the source and says what is wrong with it.
@@ -89,7 +81,7 @@ def read_source(source: str | Path, image_size: ImageSize | None = None) -> Chec
     if opened.random and opened.content:
         raise InputError(f"{source}: random weights are drawn for timm:NAME{RANDOM}, and for folders by profile alone")
     if opened.kind == "weights":
-        return _read_weights(opened.text, opened.content, image_size)
+        return _read_file(opened.text, opened.content, image_size)
     if opened.kind == "timm":
         return _read_timm(opened)
     if opened.kind == "vit":
@@ -108,9 +100,17 @@ def _tensors(source: str, content: Mapping[str, Any]) -> Tensors:
     return tensors
 
 
-def _read_weights(source: str, content: Mapping[str, Any], image_size: ImageSize | None) -> Checkpoint:
-    in_file = _tensors(source, content)
-    tensors, names = from_timm(in_file)
+def _named(source: str, content: Mapping[str, Any]) -> tuple[Tensors, dict[str, str], tuple[str, ...]]:
+    """Tensors under Bamboo's names, the new name of each key, and a note on prefixes."""
+    tensors = _tensors(source, content)
+    names = {key: bamboo_name(key) for key in tensors}
+    stripped = ", ".join(prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in tensors))
+    notes = (f"stripped from the names: {stripped}",) if stripped else ()
+    return {names[key]: tensor for key, tensor in tensors.items()}, names, notes
+
+
+def _read_file(source: str, content: Mapping[str, Any], image_size: ImageSize | None = None) -> Checkpoint:
+    tensors, names, notes = _named(source, content)
     hyperparameters = content.get("hyper_parameters")
     if isinstance(hyperparameters, Mapping):
         arguments = {key: hyperparameters.get(key, default) for key, default in KNOWN.items()}
@@ -119,19 +119,14 @@ def _read_weights(source: str, content: Mapping[str, Any], image_size: ImageSize
         if "num_classes" in hyperparameters:
             head = Head(hyperparameters["pool"], tuple(content.get("classes") or hyperparameters["classes"]))
         return Checkpoint(source, kind, tensors, names, arguments, head=head)
-    arguments, notes = infer_arguments(source, tensors, image_size)
+    arguments, more = infer_arguments(source, tensors, image_size)
     kind = "a reference MAE file" if "decoder.embed.weight" in tensors else "a file of timm's layout"
-    return Checkpoint(source, kind, tensors, names, arguments, notes=notes + _note_prefixes(in_file))
-
-
-def _note_prefixes(keys: Mapping[str, Any]) -> tuple[str, ...]:
-    stripped = [prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in keys)]
-    return (f"stripped from the names: {', '.join(stripped)}",) if stripped else ()
+    return Checkpoint(source, kind, tensors, names, arguments, notes=(*more, *notes))
 
 
 def infer_arguments(
     source: str, tensors: Tensors, image_size: ImageSize | None = None
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[dict[str, Any], list[str]]:
     """The arguments of `build_mae` that shapes of tensors tell, and notes on those that they do not.
 
     Heads leave no trace in a tensor: those of the named shape of the same depth and width are taken, else heads of 64;
@@ -139,32 +134,31 @@ def infer_arguments(
     """
     if "encoder.patch_embed.proj.weight" not in tensors or "encoder.pos_embed" not in tensors:
         raise InputError(f"{source} holds no vision transformer: patch_embed.proj.weight or pos_embed is missing")
-    width, in_chans, patch_size, _ = tensors["encoder.patch_embed.proj.weight"].shape
+    _, in_chans, patch_size, _ = tensors["encoder.patch_embed.proj.weight"].shape
     count = tensors["encoder.pos_embed"].shape[1] - ("encoder.cls_token" in tensors)
-    shape = _infer_shape(source, tensors, "encoder", width)
+    shape = _infer_shape(source, tensors, "encoder", head_dim=64)
     arguments = {**KNOWN, "shape": shape, "patch_size": patch_size, "in_chans": in_chans}
     arguments["image_size"] = image_size_of(source, count, patch_size, image_size)
     notes = [f"the file has no head count: {shape.heads} heads of {shape.head_dim} taken"]
     if "decoder.embed.weight" in tensors:
-        decoder = _infer_shape(source, tensors, "decoder", tensors["decoder.embed.weight"].shape[0])
+        decoder = _infer_shape(source, tensors, "decoder", head_dim=32)
         arguments["decoder_shape"] = decoder
         notes.append(f"{decoder.heads} heads of {decoder.head_dim} taken for the decoder")
-    return arguments, tuple(notes)
+    return arguments, notes
 
 
-def _infer_shape(source: str, tensors: Tensors, part: str, width: int) -> Shape:
-    blocks = [re.match(rf"{part}\.blocks\.(\d+)\.", key) for key in tensors]
-    depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
-    hidden = tensors.get(f"{part}.blocks.0.mlp.fc1.weight")
-    if not depth or hidden is None:
+def _infer_shape(source: str, tensors: Tensors, part: str, head_dim: int) -> Shape:
+    matches = [re.match(rf"{part}\.blocks\.(\d+)\.", key) for key in tensors]
+    first = tensors.get(f"{part}.blocks.0.mlp.fc1.weight")
+    if first is None:
         raise InputError(f"{source} holds no vision transformer: {part}.blocks.0 is missing")
-    head_dim = 64 if part == "encoder" else 32
+    depth, (mlp_width, width) = 1 + max(int(match[1]) for match in matches if match), first.shape
     for named in SHAPES.values():
-        if part == "encoder" and (named.depth, named.width, named.mlp_width) == (depth, width, hidden.shape[0]):
+        if part == "encoder" and (named.depth, named.width, named.mlp_width) == (depth, width, mlp_width):
             return named
     if width % head_dim:
         raise InputError(f"{source} does not say how many heads its {part} has, and {head_dim} does not divide {width}")
-    return Shape.of(depth, width, width // head_dim, hidden.shape[0])
+    return Shape.of(depth, width, width // head_dim, mlp_width)
 
 
 def image_size_of(source: str, count: int, patch_size: int, image_size: ImageSize | None = None) -> ImageSize:
@@ -182,22 +176,20 @@ def _read_timm(source: Source) -> Checkpoint:
     """A model of timm: its name, perhaps with a file, or a folder in the layout of its hub."""
     name, options = source.name, dict[str, Any]()
     if source.content:  # config.json
-        content = read_folder(source)
+        content = read_weights(source)
         if "hyper_parameters" in content:
-            return _read_weights(source.text, content, None)
+            return _read_file(source.text, content)
         name, options = source.content["architecture"], source.content.get("model_args") or {}
         pixels = source.content.get("pretrained_cfg", {})
     else:
-        content = read_file(source.path) if source.path else _pretrained(source)
+        content = read_file(source.path) if source.path else _create(source)
         pixels = content.get("hyper_parameters") or timm.get_pretrained_cfg(name).to_dict()
-    in_file = _tensors(source.text, content)
-    tensors, names = from_timm(in_file)
+    tensors, names, notes = _named(source.text, content)
     arguments = {**KNOWN, "mean": pixels.get("mean"), "std": pixels.get("std")}
-    notes = _note_prefixes(in_file)
-    return Checkpoint(source.text, f"timm's {name}", tensors, names, arguments, name, options, notes=notes)
+    return Checkpoint(source.text, f"timm's {name}", tensors, names, arguments, (name, options), notes=notes)
 
 
-def _pretrained(source: Source) -> dict[str, Any]:
+def _create(source: Source) -> dict[str, Any]:
     try:
         weights: dict[str, Any] = timm.create_model(source.name, pretrained=not source.random).state_dict()
     except Exception as error:  # no such tag, no network, no weights: each library below raises its own
@@ -211,8 +203,7 @@ def _read_vit(source: Source) -> Checkpoint:
     if config.get("hidden_act", "gelu") != "gelu":
         where = f"{source.path}/config.json"
         raise InputError(f"{where}: hidden_act {config['hidden_act']!r} is not supported, only 'gelu'")
-    content = read_folder(source)
-    tensors, names = from_huggingface(_tensors(source.text, content))
+    tensors, names = from_huggingface(_tensors(source.text, read_weights(source)))
     kind = {"vit": "a Hugging Face ViT", "vit_mae": "a Hugging Face ViTMAE"}.get(config["model_type"], "a BEiT")
     arguments, head = {**KNOWN, **from_config(config), **pixel_statistics(source.path)}, None
     if any(name.endswith("ForImageClassification") for name in config.get("architectures") or []):

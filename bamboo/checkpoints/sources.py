@@ -10,7 +10,7 @@
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +22,14 @@ from bamboo.errors import InputError, unknown
 from bamboo.files import is_text_checkpoint, read_file
 
 RANDOM = "@random"
+Kind = Literal["weights", "text", "vit", "timm", "transformers"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a person named.
+    """What a person named with `text`: of which kind, and where.
 
     Args:
-        text: as it was given.
-        kind: one of those above.
         name: timm's name, the name on Hugging Face's hub, or a path.
         path: the file, or the folder with the configuration, where there is one.
         random: whether freshly drawn weights are asked for.
@@ -38,7 +37,7 @@ class Source:
     """
 
     text: str
-    kind: Literal["weights", "text", "vit", "timm", "transformers"]
+    kind: Kind
     name: str
     path: Path | None = None
     random: bool = False
@@ -46,11 +45,7 @@ class Source:
 
 
 def find_source(source: str | Path) -> Source:
-    """What a source is, by what the file or folder holds.
-
-    Raises:
-        InputError: one line that names the source and says what is wrong with it.
-    """
+    """What a source is, by what the file or folder holds. `InputError` names the source and says what is wrong."""
     text = str(source)
     name, random = text.removesuffix(RANDOM), text.endswith(RANDOM)
     scheme, colon, rest = name.partition(":")
@@ -77,17 +72,19 @@ def _file(text: str, path: Path) -> Source:
     if is_text_checkpoint(content):
         return Source(text, "text", str(path), path, content=content)
     if any("embeddings.patch_embeddings." in key for key in content.get("model", content)):  # Hugging Face's names
-        return _folder(text, str(path.parent), path.parent, random=False)
+        source = _folder(text, str(path.parent), path.parent, random=False)
+        return replace(source, name=str(path)) if source.kind == "vit" else source
     return Source(text, "weights", str(path), path, content=content)
 
 
 def _folder(text: str, name: str, folder: Path, random: bool) -> Source:
-    config, kind = read_json(folder / "config.json"), "transformers"
+    config = read_json(folder / "config.json")
+    kind: Kind = "transformers"
     if "architecture" in config:
         kind = "timm"
     elif config.get("model_type") in ("vit", "vit_mae") or _is_plain_beit(config):
         kind = "vit"
-    return Source(text, kind, name, folder, random, config)  # type: ignore[arg-type]
+    return Source(text, kind, name, folder, random, config)
 
 
 def _is_plain_beit(config: dict[str, Any]) -> bool:
@@ -97,11 +94,7 @@ def _is_plain_beit(config: dict[str, Any]) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What the config.json, or another file of that kind, of a Hugging Face model says.
-
-    Raises:
-        InputError: where it is missing or no JSON.
-    """
+    """What a config.json or the like of a model says. Raises `InputError` where it is missing or no JSON."""
     if not path.is_file():
         raise InputError(f"{path.parent} is no Hugging Face model: it holds no {path.name}")
     try:
@@ -111,26 +104,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_folder(source: Source) -> dict[str, Any]:
-    """The weights of a model in a folder or on the hub, in one file or in several.
+def read_weights(source: Source) -> dict[str, Any]:
+    """The weights of a folder, here or on the hub: of one file, or of the shards that an index file lists.
 
     Raises:
         InputError: where there are none, or they cannot be read.
     """
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        folder = Path(source.name)
-        folder = folder if folder.is_dir() else download(source.name, "*.json", pattern)
-        if files := sorted(folder.glob(pattern)):
-            return {key: value for file in files for key, value in read_file(file).items()}
+    place = Path(source.name)
+    if place.is_file():
+        return read_file(place)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        folder = place if place.is_dir() else download(source.name, "*.json", name)
+        if (folder / name).is_file():
+            return read_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted(set(read_json(index)["weight_map"].values()))
+            folder = place if place.is_dir() else download(source.name, *shards)
+            return {key: value for shard in shards for key, value in read_file(folder / shard).items()}
     raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
 
 
 def download(name: str, *patterns: str) -> Path:
-    """The folder of a model on Hugging Face's hub, with the files of these patterns.
-
-    Raises:
-        InputError: where the hub has no such model or cannot be reached.
-    """
+    """The folder of a model on Hugging Face's hub, with the files of these patterns; `InputError` if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 

@@ -162,13 +162,11 @@ def export(checkpoint: Path, *, out: Path, format: Literal["auto", "timm", "hf",
 
 
 def _export_text(checkpoint: Path, out: Path, format: str) -> None:
-    from bamboo.files import read_file
-    from bamboo.text.checkpoints import export_text, is_classifier
+    from bamboo.text.checkpoints import export_text
 
     if format not in ("auto", "hf"):
         raise InputError(f"{checkpoint} is a text model, which is exported as hf, not as {format}")
-    paths, content = export_text(checkpoint, out), read_file(checkpoint)
-    kind = "SequenceClassification" if is_classifier(content) else "MaskedLM"
+    kind, paths = export_text(checkpoint, out)
     print("\n".join(f"wrote {path}" for path in paths))
-    print(f'load it by\n  transformers.AutoModelFor{kind}.from_pretrained("{out}")')
+    print(f'load it by\n  transformers.{kind}.from_pretrained("{out}")')
     print(f'  transformers.AutoTokenizer.from_pretrained("{out}")')

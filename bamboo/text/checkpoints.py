@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bamboo.errors import InputError
+from bamboo.errors import InputError, loading
 from bamboo.files import is_text_checkpoint, read_file
 from bamboo.text.encoder import build_config, build_model, longest_sequence
 from bamboo.text.tokenizer import save_tokenizer, special_ids
@@ -26,7 +26,7 @@ NO_GUESSES = "a classifier: what it would guess for a masked token is drawn at r
 
 
 class TextModel(NamedTuple):
-    """A masked language model in evaluation mode, its tokenizer, and what was taken for granted in loading them."""
+    """A model in evaluation mode, its tokenizer, and what was taken for granted in loading them."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -34,18 +34,16 @@ class TextModel(NamedTuple):
 
 
 def load_text(source: str | Path) -> TextModel:
-    """Load a masked language model.
+    """Load a masked language model; `InputError` says in a line what is wrong with its source.
 
     Args:
         source: a checkpoint of `MLMPretraining`, or of a text classifier, of which the encoder alone is taken; a
             Hugging Face folder, or a name on its hub, with or without `hf:`.
-
-    Raises:
-        InputError: one line that names the source and says what is wrong with it.
     """
     text = str(source)
     if Path(text).is_file():
-        return _of_checkpoint(text)
+        content = read_file(text)
+        return _encoder_of_classifier(text) if is_classifier(content) else _of_checkpoint(text, content)
     if text.endswith((".ckpt", ".pt", ".pth", ".safetensors")):
         raise InputError(f"{text} is missing: give the path of a checkpoint, or a Hugging Face folder")
     return _of_huggingface(text.removeprefix("hf:"))
@@ -66,47 +64,40 @@ def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
 
 def restore_tokenizer(checkpoint: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer whose `tokenizer_state` is in a checkpoint."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(checkpoint["tokenizer"]), **checkpoint["tokenizer_options"]
-    )
+    tokenizer = Tokenizer.from_str(checkpoint["tokenizer"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **checkpoint["tokenizer_options"])
 
 
 def load_text_classifier(path: str | Path) -> TextModel:
-    """A fine-tuned classifier, with the names of its classes in its configuration, from a checkpoint.
-
-    Raises:
-        InputError: where the file is no checkpoint of a fine-tuned text classifier.
-    """
+    """A fine-tuned classifier, with the names of its classes in its configuration, from a checkpoint of one."""
     content = read_file(path)
     if not is_classifier(content):
         raise InputError(f"{path} is no checkpoint of a fine-tuned text classifier")
     config = AutoConfig.for_model(**content["hyper_parameters"]["model_config"])
     model = AutoModelForSequenceClassification.from_config(config)
-    state = content["state_dict"].items()
-    _fill(model, {key.removeprefix("model."): tensor for key, tensor in state if key.startswith("model.")}, path)
+    _fill(model, content, path)
     return TextModel(model.eval(), restore_tokenizer(content))
 
 
-def export_text(source: str | Path, out: Path) -> list[Path]:
-    """Write a folder that `AutoTokenizer` and `AutoModelForMaskedLM` load, with equal outputs.
+def export_text(source: str | Path, out: Path) -> tuple[str, list[Path]]:
+    """Write a Hugging Face folder with equal outputs; the class that loads it, and the files that were written.
 
-    Of a fine-tuned classifier it is one for `AutoModelForSequenceClassification`, with the names of the classes. It is
-    written beside `out` first, and takes its name when it is complete.
-
-    Args:
-        source: as for `load_text`.
-        out: the folder; what is in it under the same names is replaced.
-
-    Raises:
-        InputError: where the source cannot be read or the folder not be written.
+    It is `AutoModelForMaskedLM`; of a fine-tuned classifier `AutoModelForSequenceClassification`, with the names of the
+    classes; of a `TextClassification`, whose head transformers has no model for, `AutoModel`, the encoder alone. Raises
+    `InputError` where the source, as for `load_text`, cannot be read or the folder not be written.
     """
-    classifier = Path(source).is_file() and is_classifier(read_file(source))
-    model, tokenizer, _ = load_text_classifier(source) if classifier else load_text(source)
-    return save_text(model, tokenizer, out, own=Path(source).is_file() and not classifier)
+    own = Path(source).is_file()
+    if own and is_classifier(read_file(source)):
+        model, tokenizer, _ = load_text_classifier(source)
+        return "AutoModelForSequenceClassification", save_text(model, tokenizer, out)
+    model, tokenizer, notes = load_text(source)
+    if NO_GUESSES in notes:
+        return "AutoModel", save_text(model.base_model, tokenizer, out, own)
+    return "AutoModelForMaskedLM", save_text(model, tokenizer, out, own)
 
 
 def save_text(model: PreTrainedModel, tokenizer: Any, out: Path, own: bool = False) -> list[Path]:
-    """Write a Hugging Face folder, whole or not at all.
+    """Write a Hugging Face folder, whole or not at all: beside `out` first.
 
     Args:
         model: of transformers.
@@ -123,45 +114,36 @@ def save_text(model: PreTrainedModel, tokenizer: Any, out: Path, own: bool = Fal
         temporary.mkdir(parents=True)
         model.save_pretrained(temporary)
         if own:
-            save_tokenizer(
-                Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), temporary, tokenizer.model_max_length
-            )
+            backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            save_tokenizer(backend, temporary, tokenizer.model_max_length)
         else:
             tokenizer.save_pretrained(temporary)
         out.mkdir(parents=True, exist_ok=True)
-        paths = [path.replace(out / path.name) for path in sorted(temporary.iterdir())]
+        return [path.replace(out / path.name) for path in sorted(temporary.iterdir())]
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return paths
 
 
-def _of_checkpoint(path: str) -> TextModel:
-    content = read_file(path)
+def _of_checkpoint(path: str, content: Mapping[str, Any]) -> TextModel:
+    """Of `MLMPretraining`, or the encoder of `TextClassification`."""
     if not is_text_checkpoint(content):
         raise InputError(f"{path} is no checkpoint of a masked language model: it holds no tokenizer")
-    if is_classifier(content):
-        return _encoder_of(path)
-    tokenizer = Tokenizer.from_str(content["tokenizer"])
-    ids, told = special_ids(tokenizer), content["hyper_parameters"]
-    config = build_config(**{key: told[key] for key in ENCODER if key in told})
+    tokenizer, arguments = Tokenizer.from_str(content["tokenizer"]), content["hyper_parameters"]
+    ids = special_ids(tokenizer)
+    config = build_config(**{key: arguments[key] for key in ENCODER if key in arguments})
     config.bos_token_id, config.eos_token_id = ids["cls"], ids["sep"]
     if config.model_type == "modernbert":
         config.cls_token_id, config.sep_token_id = ids["cls"], ids["sep"]
-    model = build_model(config)
-    weights = {
-        key.removeprefix("model."): tensor for key, tensor in content["state_dict"].items() if key.startswith("model.")
-    }
-    classifier = "head.weight" in content["state_dict"]
-    _fill(model.base_model if classifier else model, weights, path)
-    notes = (NO_GUESSES,) if classifier else ()
+    model, has_head = build_model(config), "head.weight" in content["state_dict"]
+    _fill(model.base_model if has_head else model, content, path)
     names = {f"{role}_token": tokenizer.id_to_token(number) for role, number in ids.items()}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest_sequence(config), **names)
-    return TextModel(model.eval(), fast, notes)
+    return TextModel(model.eval(), fast, (NO_GUESSES,) if has_head else ())
 
 
-def _encoder_of(path: str) -> TextModel:
+def _encoder_of_classifier(path: str) -> TextModel:
     """The encoder of a fine-tuned classifier under a fresh masked language model's head."""
     classifier, tokenizer, _ = load_text_classifier(path)
     try:
@@ -172,23 +154,19 @@ def _encoder_of(path: str) -> TextModel:
     return TextModel(model.eval(), tokenizer, (NO_GUESSES,))
 
 
-def _fill(model: Any, weights: Mapping[str, Any], path: str | Path) -> None:
+def _fill(model: Any, content: Mapping[str, Any], path: str | Path) -> None:
+    weights = content["state_dict"].items()
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict({key.removeprefix("model."): t for key, t in weights if key.startswith("model.")})
     except RuntimeError as error:
         raise InputError(f"{path} does not fit its own description: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _of_huggingface(name: str) -> TextModel:
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            name, config=config, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{name} cannot be loaded: {reason}") from error
+        options = {"trust_remote_code": False, "output_loading_info": True}
+        model, report = AutoModelForMaskedLM.from_pretrained(name, **options)
     missing = sorted(report["missing_keys"])
     notes = (f"not in {name}, and drawn at random: {', '.join(missing[:4])}",) if missing else ()
     return TextModel(model.eval(), tokenizer, notes)

@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bamboo.errors import InputError
 from bamboo.recipes import Recipe
 from bamboo.text.encoder import build_config, build_model
 from bamboo.text.glosses import GlossSubjects
-from bamboo.training import TrainingModule, plain_arguments
+from bamboo.text.module import TextModule
+from bamboo.training import plain_arguments
 
 
-class TextClassification(TrainingModule):
+class TextClassification(TextModule):
     """Trains an encoder, whose configuration `build_config` makes of the remaining arguments, under a linear head.
 
     It is the sequence-level objective that the paper sets beside masked language modelling, on the same encoders.
@@ -26,6 +26,8 @@ class TextClassification(TrainingModule):
         pool: what the head reads: the first token, [CLS], or the mean over the words.
         encoder: arguments of `bamboo.text.encoder.build_config`.
     """
+
+    reads = GlossSubjects
 
     def __init__(
         self,
@@ -42,16 +44,7 @@ class TextClassification(TrainingModule):
         self.head = nn.Linear(self.model.config.hidden_size, GlossSubjects.num_classes)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.tokenizer_json = ""
         self.val_loss, self.val_accuracy = MeanMetric(), MulticlassAccuracy(GlossSubjects.num_classes, average="micro")
-
-    def setup(self, stage: str) -> None:
-        """Check that the data fit."""
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, GlossSubjects):
-            raise InputError(f"this classification needs GlossSubjects, and the data are {type(data).__name__}")
-        data.check(self.model.config)
-        self.tokenizer_json = data.tokenizer.to_str()
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, classes) of a batch of padded texts (B, T)."""
@@ -66,15 +59,8 @@ class TextClassification(TrainingModule):
 
     def compute(self, batch: Mapping[str, Tensor], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of a batch, and the share of its texts that are named right."""
-        logits = self(batch)
-        return F.cross_entropy(logits, batch["label"]), {
-            "accuracy": (logits.argmax(1) == batch["label"]).float().mean()
-        }
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate, and start dropout's random stream anew: a resumed run draws what it would have."""
-        super().on_train_batch_start(batch, batch_idx)
-        self.seed_step(batch_idx)
+        logits, labels = self(batch), batch["label"]
+        return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Count right answers; every text counts once."""
@@ -84,13 +70,3 @@ class TextClassification(TrainingModule):
             self.val_accuracy.update(logits, batch["label"])
         self.log("val/loss", self.val_loss, prog_bar=True)
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the tokenizer with the weights."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["tokenizer"] = self.tokenizer_json
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the tokenizer of the run where no data have given one."""
-        super().on_load_checkpoint(checkpoint)
-        self.tokenizer_json = self.tokenizer_json or checkpoint.get("tokenizer", "")

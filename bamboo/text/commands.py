@@ -31,8 +31,8 @@ def tokenize(
 
     Args:
         text: text files (.txt, .text, .md, .rst), JSON lines (.jsonl), Parquet or Arrow files, folders of them at any
-            depth, and data sets that `datasets.save_to_disk` wrote. Long text files are cut at blank lines into
-            documents of about 3,000 words.
+            depth, and data sets that `datasets.save_to_disk` wrote. Long texts are cut at blank lines into documents of
+            about 3,000 words.
         out: folder for the corpus.
         vocab_size: tokens of the WordPiece vocabulary that is trained on the text; 30522, as BERT's, by default.
         tokenizer: take this one instead: a tokenizer.json, a vocab.txt, or a folder that `AutoTokenizer` reads.
@@ -59,22 +59,19 @@ def tokenize(
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     files = [file for file in find_files(text) if out not in file.parents]
-    options: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed}
-    made_from = {
-        **{"sources": [str(source) for source in text], "files": len(files)},
-        **{"bytes": sum(file.stat().st_size for file in files), "field": field, "cased": cased},
-        **{"tokenizer": tokenizer, "vocab_size": None if tokenizer else vocab_size or VOCAB_SIZE, **options},
-    }
+    size, total = vocab_size or VOCAB_SIZE, sum(file.stat().st_size for file in files)
+    split: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed}
+    made_from = {"sources": [str(source) for source in text], "files": len(files), "bytes": total, "field": field}
+    made_from |= {"cased": cased, "tokenizer": tokenizer, "vocab_size": None if tokenizer else size, **split}
     if (out / "corpus.json").exists():
         corpus = Corpus.open(out)
         if corpus.metadata["made_from"] != made_from:
             raise InputError(f"{out} holds a corpus of other text or options: name another --out, or delete it")
         print(f"{out} was finished before")
     else:
-        size = vocab_size or VOCAB_SIZE
         used = load_tokenizer(tokenizer, cased) if tokenizer else _train(files, field, size, cased)
-        total = None if {file.suffix for file in files} & {".parquet", ".arrow"} else made_from["bytes"]
-        options |= {"total": total, "made_from": made_from}
+        is_text = not {file.suffix for file in files} & {".parquet", ".arrow"}
+        options = {**split, "total": total if is_text else None, "made_from": made_from}
         corpus = write_corpus(read_documents(files, field), used, out, **options)
     print(_summary(corpus))
 
@@ -96,16 +93,16 @@ def _train(files: list[Path], field: str, vocab_size: int, cased: bool) -> "Toke
 def _summary(corpus: "Corpus") -> str:
     from bamboo.text.tokenizer import special_ids
 
-    pad = special_ids(corpus.tokenizer)["pad"]
-    words, unknown = int(corpus.metadata["words"]), int(corpus.metadata["unknown"])
-    tokens = sum(len(stream) - stream.documents for stream in (corpus.train, corpus.val))
-    rows = [
-        f"train: {len(corpus.train):,} tokens of {corpus.train.documents:,} documents",
-        f"val:   {len(corpus.val):,} tokens of {corpus.val.documents:,} documents",
-        f"{tokens / max(words, 1):.3f} tokens per word, {unknown / tokens:.3%} [UNK], "
-        f"vocabulary of {corpus.vocab_size:,}",
-        f"wrote {corpus.path}",
-        f"next: bamboo fit --config pretrain/text_one_day --data.init_args.root {corpus.path} "
-        f"--model.init_args.vocab_size {corpus.vocab_size}" + (f" --model.init_args.pad_token_id {pad}" if pad else ""),
-    ]
-    return "\n".join(rows)
+    size, pad = corpus.tokenizer.get_vocab_size(), special_ids(corpus.tokenizer)["pad"]
+    counts = corpus.metadata
+    tokens = sum(counts[split]["tokens"] - counts[split]["documents"] for split in ("train", "val"))
+    options = f"--data.init_args.root {corpus.path} --model.init_args.vocab_size {size}"
+    options += f" --model.init_args.pad_token_id {pad}" if pad else ""
+    return (
+        f"train: {counts['train']['tokens']:,} tokens of {counts['train']['documents']:,} documents\n"
+        f"val:   {counts['val']['tokens']:,} tokens of {counts['val']['documents']:,} documents\n"
+        f"{tokens / max(counts['words'], 1):.3f} tokens per word, {counts['unknown'] / tokens:.3%} [UNK], "
+        f"vocabulary of {size:,}\n"
+        f"wrote {corpus.path}\n"
+        f"next: bamboo fit --config pretrain/text_one_day {options}"
+    )

@@ -1,53 +1,54 @@
 """Text for masked language modelling: a packed corpus, or the English that comes with the dependencies."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache, partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache
 from mmap import mmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bamboo.data import SampledData
 from bamboo.errors import InputError
 from bamboo.sampling import NOTHING, Loader
 from bamboo.seeds import derive_seed
-from bamboo.text.corpus import Corpus
-from bamboo.text.glosses import read_glosses
-from bamboo.text.tokenizer import special_ids
+from bamboo.text.corpus import Corpus, Tokens
+from bamboo.text.packing import encode
+from bamboo.text.tokenizer import literal, special_ids
 from bamboo.text.wordpiece import train_wordpiece
 
-Tokens = NDArray[np.integer[Any]]
+T = TypeVar("T")
 
 
-class Text(NamedTuple):
-    """A tokenizer, and token streams to train and to validate on: documents end to end, a [SEP] behind each."""
+class Samples(Dataset[dict[str, Tensor]]):
+    """What is read a batch at a time, by numbers alone or as `(number, epoch)`; `NOTHING` is left out."""
 
-    tokenizer: Tokenizer
-    train: Tokens
-    val: Tokens
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Tensor]:
+        numbers = [key if isinstance(key, int) else key[0] for key in keys]
+        return self.batch([number for number in numbers if number != NOTHING])
+
+    @abstractmethod
+    def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """The samples of these numbers."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
 
-class Blocks(Dataset[Tokens | None]):
+class Blocks(Samples):
     """A token stream (N,) cut into blocks of [CLS], `length` - 2 tokens of the stream, [SEP]; a rest is left out.
 
-    A stream that is mapped from a file goes to worker processes by the file's name, and they map it themselves.
-
-    Args:
-        stream: token numbers, in memory or on the disk.
-        length: tokens of a block.
-        tokenizer: whose [CLS] and [SEP] to use.
-        limit: take at most so many blocks, evenly spread over the stream.
+    With a `limit`, at most so many blocks, evenly spread over the stream. A stream that is mapped from a file goes to
+    worker processes by the file's name, and they map it themselves.
     """
 
     def __init__(self, stream: Tokens, length: int, tokenizer: Tokenizer, limit: int | None = None):
-        self.stream, self.length = stream, length
-        self.ids = special_ids(tokenizer)
+        self.stream, self.length, self.ids = stream, length, special_ids(tokenizer)
         self.available = len(stream) // (length - 2)
         self.count = self.available if limit is None else min(limit, self.available)
 
@@ -65,22 +66,64 @@ class Blocks(Dataset[Tokens | None]):
         if isinstance(self.stream, tuple):
             self.stream = np.memmap(*self.stream, mode="r")
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Tokens | None:
-        """Block `index`, given alone or as `(index, epoch)`; None for `NOTHING`."""
-        index = key if isinstance(key, int) else key[0]
-        if index == NOTHING:
-            return None
-        start = index * self.available // self.count * (self.length - 2)
-        block = np.empty(self.length, np.int64)
-        block[0], block[-1] = self.ids["cls"], self.ids["sep"]
-        block[1:-1] = self.stream[start : start + self.length - 2]
-        return block
+    def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Of these blocks, `input_ids` (B, T) and `special_tokens_mask` (B, T)."""
+        blocks = np.empty((len(numbers), self.length), np.int64)
+        blocks[:, 0], blocks[:, -1] = self.ids["cls"], self.ids["sep"]
+        for row, number in enumerate(numbers):
+            start = number * self.available // self.count * (self.length - 2)
+            blocks[row, 1:-1] = self.stream[start : start + self.length - 2]
+        ids = torch.from_numpy(blocks)
+        return {"input_ids": ids, "special_tokens_mask": torch.isin(ids, torch.tensor([*self.ids.values()]))}
 
 
-class TextData(SampledData):
-    """What all text data share; a batch is `{"input_ids": int64 (B, T), "special_tokens_mask": bool (B, T)}`.
+class TokenData(SampledData):
+    """What all data of tokens have in common; `length` is the number of tokens of a sample."""
 
-    Blocks have one length and no padding.
+    def __init__(self, length: int, batch_size: int, num_workers: int, seed: int):
+        super().__init__(batch_size, num_workers, seed)
+        self.length = length
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(
+                f"batch_size must be positive and num_workers not negative, got {batch_size}, {num_workers}"
+            )
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that makes the tokens."""
+
+    @abstractmethod
+    def samples(self, split: str) -> Samples:
+        """What `train` or `val` consists of."""
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled samples of this process's share."""
+        return self.train_loader(self.samples("train"), self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Held-out samples, each of them once over all processes."""
+        return self.eval_loader(self.samples("val"))
+
+    def collate_fn(self) -> Callable[[Any], Any]:
+        """Nothing is left to be done to a batch."""
+        return _as_it_is
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
+
+
+class Text(NamedTuple):
+    """A tokenizer, and its tokens to train and to validate on."""
+
+    tokenizer: Tokenizer
+    train: Tokens
+    val: Tokens
+
+
+class TextData(TokenData):
+    """Text in blocks of one length, without padding.
 
     Args:
         block_length: tokens of a block, [CLS] and [SEP] included.
@@ -89,9 +132,6 @@ class TextData(SampledData):
         seed: seed of the order, and of what is held out.
         val_blocks: held-out blocks, at most, that each validation reads, always the same and evenly spread; null for
             all of them.
-
-    Raises:
-        InputError: where one of these cannot be.
     """
 
     def __init__(
@@ -102,71 +142,41 @@ class TextData(SampledData):
         seed: int = 0,
         val_blocks: int | None = 10_000,
     ):
-        super().__init__(batch_size, num_workers, seed)
-        self.block_length, self.val_blocks = block_length, val_blocks
+        super().__init__(block_length, batch_size, num_workers, seed)
+        self.val_blocks = val_blocks
         if val_blocks is not None and val_blocks < 1:
             raise InputError(f"val_blocks must be positive, or null for all held-out blocks, got {val_blocks}")
-        if block_length < 8 or batch_size < 1 or num_workers < 0:
-            raise InputError(
-                "block_length must be at least 8, batch_size positive and num_workers not negative, got "
-                f"{block_length}, {batch_size} and {num_workers}"
-            )
-
-    @abstractmethod
-    def read_text(self) -> Text:
-        """Find the text; raises `InputError` where there is none."""
+        if block_length < 8:
+            raise InputError(f"block_length must be at least 8, got {block_length}")
 
     @cached_property
+    @abstractmethod
     def text(self) -> Text:
-        """The text, found at the first use."""
-        return self.read_text()
+        """The text, found at the first use; raises `InputError` where there is none."""
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens."""
         return self.text.tokenizer
 
-    @property
-    def vocab_size(self) -> int:
-        """Tokens of the tokenizer."""
-        return int(self.tokenizer.get_vocab_size())
-
     @cached_property
     def most_frequent_token(self) -> int:
         """The token that the first ten million of the training text hold most often, special ones aside."""
-        counts = np.bincount(self.text.train[:10_000_000], minlength=self.vocab_size)
+        counts = np.bincount(self.text.train[:10_000_000], minlength=self.tokenizer.get_vocab_size())
         counts[list(special_ids(self.tokenizer).values())] = 0
         return int(counts.argmax())
 
     def setup(self, stage: str | None = None) -> None:
         """Find the text, so that bad input shows before anything starts."""
         for name, stream in (("training", self.text.train), ("validation", self.text.val)):
-            if len(stream) < self.block_length - 2:
-                raise InputError(f"{len(stream)} {name} tokens do not fill a block of {self.block_length}")
+            if len(stream) < self.length - 2:
+                raise InputError(f"{len(stream)} {name} tokens do not fill a block of {self.length}")
         super().setup(stage)
 
-    def train_dataloader(self) -> Loader:
-        """Shuffled blocks of this process's share of the text."""
-        return self.train_loader(self.blocks(self.text.train), self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """At most `val_blocks` held-out blocks, each of them once over all processes."""
-        return self.eval_loader(self.blocks(self.text.val, self.val_blocks))
-
-    def collate_fn(self) -> Callable[[list[Any]], Any]:
-        """`collate` for blocks of this length and tokenizer."""
-        return partial(collate, self.block_length, sorted(special_ids(self.tokenizer).values()))
-
-    def blocks(self, stream: Tokens, limit: int | None = None) -> Blocks:
-        """A stream in blocks of this length; at most `limit` of them, evenly spread."""
-        return Blocks(stream, self.block_length, self.tokenizer, limit)
-
-
-def collate(length: int, special: Sequence[int], blocks: Sequence[Tokens | None]) -> dict[str, Any]:
-    """A batch of blocks of `length` tokens, those that are None left out, and which of the tokens are special."""
-    given = [block for block in blocks if block is not None]
-    ids = torch.from_numpy(np.stack(given)) if given else torch.empty(0, length, dtype=torch.int64)
-    return {"input_ids": ids, "special_tokens_mask": torch.isin(ids, torch.tensor(special))}
+    def samples(self, split: str) -> Blocks:
+        """All training blocks, or at most `val_blocks` of those held out."""
+        stream, limit = (self.text.train, None) if split == "train" else (self.text.val, self.val_blocks)
+        return Blocks(stream, self.length, self.tokenizer, limit)
 
 
 class PackedCorpus(TextData):
@@ -181,10 +191,11 @@ class PackedCorpus(TextData):
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
 
-    def read_text(self) -> Text:
+    @cached_property
+    def text(self) -> Text:
         """The streams, mapped into memory."""
         corpus = Corpus.open(self.root)
-        return Text(corpus.tokenizer, corpus.train.tokens, corpus.val.tokens)
+        return Text(corpus.tokenizer, corpus.train, corpus.val)
 
 
 class ShippedEnglish(TextData):
@@ -201,24 +212,45 @@ class ShippedEnglish(TextData):
 
     def __init__(self, vocab_size: int = 4096, val_fraction: float = 0.05, **kwargs: Any):
         super().__init__(**kwargs)
-        self.asked_size, self.val_fraction = vocab_size, val_fraction
+        self.vocab_size, self.val_fraction = vocab_size, val_fraction
         if not 0 < val_fraction < 1:
             raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
 
-    def read_text(self) -> Text:
-        """Read, split, train the vocabulary and tokenise; once in a process."""
-        return shipped_english(self.asked_size, self.val_fraction, self.seed)
+    @cached_property
+    def text(self) -> Text:
+        """Read, split, made into a vocabulary and tokenised; once in a process."""
+        return _shipped_english(self.vocab_size, self.val_fraction, self.seed)
 
 
 @lru_cache(maxsize=4)
-def shipped_english(vocab_size: int, val_fraction: float, seed: int) -> Text:
-    """The text of `ShippedEnglish`."""
-    parts: tuple[list[str], list[str]] = [], []
-    for number, document in enumerate(shipped_documents()):
-        held_out = derive_seed(seed, "held out", number) / 2**63 < val_fraction
-        parts[held_out].append(document)
+def _shipped_english(vocab_size: int, val_fraction: float, seed: int) -> Text:
+    parts = hold_out(shipped_documents(), val_fraction, seed)
     tokenizer = train_wordpiece(parts[0], vocab_size)
-    return Text(tokenizer, *(_stream(tokenizer, documents) for documents in parts))
+    return Text(tokenizer, *(np.concatenate(encode(documents, literal(tokenizer))) for documents in parts))
+
+
+def hold_out(items: Iterable[T], val_fraction: float, seed: int) -> tuple[list[T], list[T]]:
+    """Items to train on and a share to validate on, drawn by their place."""
+    parts: tuple[list[T], list[T]] = [], []
+    for number, item in enumerate(items):
+        parts[derive_seed(seed, "held out", number) / 2**63 < val_fraction].append(item)
+    return parts
+
+
+class Gloss(NamedTuple):
+    """The number of a noun in WordNet, such as `n02084071`, and its definition."""
+
+    synset: str
+    text: str
+
+
+def read_glosses() -> list[Gloss]:
+    """The 21,844 definitions of nouns that timm ships as those of ImageNet's classes."""
+    import timm.data
+
+    path = Path(timm.data.__file__).parent / "_info" / "imagenet_synset_to_definition.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Gloss(*line.split("\t", 1)) for line in lines if "\t" in line]
 
 
 def shipped_documents() -> list[str]:
@@ -228,12 +260,3 @@ def shipped_documents() -> list[str]:
     glosses = [gloss.text for gloss in read_glosses()]
     groups = ["\n".join(glosses[start : start + 100]) for start in range(0, len(glosses), 100)]
     return [*(topics[name] for name in sorted(topics)), *groups]
-
-
-def _stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
-    separator = special_ids(tokenizer)["sep"]
-    plain = Tokenizer.from_str(tokenizer.to_str())
-    plain.encode_special_tokens = True  # a [SEP] that is written in a text is text: the token ends a document
-    encoded = plain.encode_batch(list(documents), add_special_tokens=False)
-    pieces = [np.asarray([*one.ids, separator], np.uint16) for one in encoded]
-    return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)

@@ -18,12 +18,6 @@ from bamboo.errors import InputError, unknown
 from bamboo.shapes import Shape, find_shape
 
 Architecture = Literal["bert", "roberta-prelayernorm", "modernbert"]
-VOCABULARY_MULTIPLE = 64
-
-
-def padded_vocabulary(size: int) -> int:
-    """The next multiple of 64: matrix products are faster where every side is one."""
-    return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def build_config(
@@ -39,7 +33,7 @@ def build_config(
     `bert` normalises after each branch (Devlin et al. 2019), `roberta-prelayernorm` before it, at the same matrices and
     nearly the same parameters. `modernbert` (Warner et al. 2024) normalises before, has rotary positions and no biases;
     its gated MLP is two thirds as wide, so that its matrices have as many weights, and every layer attends to all
-    tokens, so that its cost is that of the others.
+    tokens, so that its cost is that of the others. The numbers of special tokens other than [PAD] are left open.
 
     Args:
         shape: name, numbers, or a `Shape`.
@@ -54,30 +48,31 @@ def build_config(
     """
     shape = find_shape(shape)
     if min(vocab_size, positions) < 1 or not 0 <= dropout < 1:
-        raise InputError(
-            f"vocab_size and positions must be positive, dropout a share of one, got {vocab_size}, {positions} and "
-            f"{dropout}"
-        )
+        numbers = f"{vocab_size}, {positions} and {dropout}"
+        raise InputError(f"vocab_size and positions must be positive, dropout a share of one, got {numbers}")
     common: dict[str, Any] = {
-        "vocab_size": padded_vocabulary(vocab_size),
+        "vocab_size": -(-vocab_size // 64) * 64,  # matrix products are faster where every side is a multiple of 64
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,
         "intermediate_size": shape.mlp_width,
         "max_position_embeddings": positions,
         "pad_token_id": pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if architecture == "bert":
         return BertConfig(**common, **dropouts, architectures=["BertForMaskedLM"])
     if architecture == "roberta-prelayernorm":
         common |= {"max_position_embeddings": positions + pad_token_id + 1, "layer_norm_eps": 1e-12}
-        return RobertaPreLayerNormConfig(
-            **common, **dropouts, type_vocab_size=2, architectures=["RobertaPreLayerNormForMaskedLM"]
-        )
+        names = ["RobertaPreLayerNormForMaskedLM"]
+        return RobertaPreLayerNormConfig(**common, **dropouts, type_vocab_size=2, architectures=names)
     if architecture == "modernbert":
         return ModernBertConfig(
             **common | {"intermediate_size": round(shape.mlp_width * 2 / 3)},
+            cls_token_id=None,
+            sep_token_id=None,
             layer_types=["full_attention"] * shape.depth,
             attention_dropout=dropout,
             embedding_dropout=dropout,
@@ -103,11 +98,10 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """The part of a masked language model that makes logits (..., vocabulary) of hidden states (..., width)."""
     parts: Any = model
-    if hasattr(parts, "cls"):
-        return parts.cls  # type: ignore[no-any-return]
-    if hasattr(parts, "lm_head"):
-        return parts.lm_head  # type: ignore[no-any-return]
-    return lambda hidden: parts.decoder(parts.head(hidden))
+    if parts.config.model_type == "modernbert":
+        return lambda hidden: parts.decoder(parts.head(hidden))
+    head: Callable[[Tensor], Tensor] = parts.cls if hasattr(parts, "cls") else parts.lm_head
+    return head
 
 
 def longest_sequence(config: PreTrainedConfig) -> int:

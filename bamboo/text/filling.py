@@ -28,13 +28,7 @@ class Filled(NamedTuple):
 def fill(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Tokenizer, sentence: str, top: int = 5
 ) -> list[Filled]:
-    """The likeliest words for every [MASK] of a sentence, each guessed with the others still hidden.
-
-    Args:
-        model: a masked language model in evaluation mode.
-        tokenizer: its tokenizer, of transformers or of tokenizers.
-        sentence: text with at least one mask.
-        top: words for each.
+    """The `top` likeliest words for every [MASK] of a sentence, each guessed with the others still hidden.
 
     Raises:
         InputError: where there is no mask, or the sentence is longer than the model's positions.
@@ -42,14 +36,14 @@ def fill(
     backend: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
     mask = special_ids(backend)["mask"]
     encoding = backend.encode(sentence.replace(MASK, backend.id_to_token(mask) or ""))
-    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(encoding.ids) > longest_sequence(model.config):
+    if len(encoding.ids) > longest_sequence(model.config):
         raise InputError(f"{len(encoding.ids)} tokens are more than the model's {longest_sequence(model.config)}")
     ids = torch.tensor([encoding.ids], device=model.device)
-    places = torch.tensor([place for place, number in enumerate(encoding.ids) if number == mask])
-    if not len(places):
+    masks = torch.tensor(encoding.ids) == mask
+    if not masks.any():
         raise InputError(f"no {MASK} in {sentence!r}: put one where a word is to be guessed")
     # Behind the tokens of the tokenizer the padded vocabulary holds nothing that could be written.
-    logits = model(ids).logits[0, places, : backend.get_vocab_size()].float()
+    logits = model(ids).logits[0, masks, : backend.get_vocab_size()].float()
     best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
     return [
         Filled([backend.decode([number], skip_special_tokens=False).strip() for number in numbers], probabilities)
@@ -59,17 +53,13 @@ def fill(
 
 def filled_in(sentence: str, filled: Sequence[Filled]) -> str:
     """The sentence with the likeliest word in the place of each [MASK]."""
-    for one in filled:
-        sentence = sentence.replace(MASK, one.words[0], 1)
+    for guesses in filled:
+        sentence = sentence.replace(MASK, guesses.words[0], 1)
     return sentence
 
 
 class FilledSentences(Callback):
-    """Fills in sentences after every validation, logs them as text, and shows them when the run ends.
-
-    Args:
-        sentences: texts with [MASK] in them.
-    """
+    """Fills in sentences with [MASK] in them after every validation, logs them, and shows them when the run ends."""
 
     def __init__(self, sentences: Sequence[str]):
         self.sentences = list(sentences)
@@ -83,11 +73,8 @@ class FilledSentences(Callback):
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         filled = [filled_in(sentence, fill(pl_module.model, tokenizer, sentence)) for sentence in self.sentences]
         right, baseline = (float(trainer.callback_metrics[f"val/{key}"]) for key in ("accuracy", "most_frequent_token"))
-        self.lines = {
-            "masked tokens guessed right": f"{right:.1%} of held-out text (the most frequent token always: "
-            f"{baseline:.1%})",
-            **dict(zip(self.sentences, filled, strict=True)),
-        }
+        note = f"{right:.1%} of held-out text (the most frequent token always: {baseline:.1%})"
+        self.lines = {"masked tokens guessed right": note, **dict(zip(self.sentences, filled, strict=True))}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("filled", "\n\n".join(filled), trainer.global_step)

@@ -1,76 +1,41 @@
 """WordNet's glosses with their subjects: a classification of short texts that needs no download."""
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache, partial
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from tokenizers import Tokenizer
-from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedConfig
+from torch import Tensor
 
-from bamboo.data import SampledData
 from bamboo.errors import InputError
-from bamboo.sampling import NOTHING, Loader
-from bamboo.seeds import derive_seed
-from bamboo.text.encoder import longest_sequence
+from bamboo.text.data import Gloss, Samples, TokenData, hold_out, read_glosses
 from bamboo.text.tokenizer import special_ids
 from bamboo.text.wordpiece import train_wordpiece
 
 
-class Gloss(NamedTuple):
-    """The number of a noun in WordNet, such as `n02084071`, and its definition."""
+class Glosses(Samples):
+    """Definitions as tokens of one length, cut off or padded, and their classes."""
 
-    synset: str
-    text: str
-
-
-def read_glosses() -> list[Gloss]:
-    """The 21,844 definitions of nouns that timm ships as those of ImageNet's classes."""
-    import timm.data
-
-    path = Path(timm.data.__file__).parent / "_info" / "imagenet_synset_to_definition.txt"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [Gloss(*line.split("\t", 1)) for line in lines if "\t" in line]
-
-
-def split_glosses(val_fraction: float, seed: int) -> tuple[list[Gloss], list[Gloss]]:
-    """Definitions to train and to validate on."""
-    parts: tuple[list[Gloss], list[Gloss]] = [], []
-    for number, gloss in enumerate(read_glosses()):
-        parts[derive_seed(seed, "held out", number) / 2**63 < val_fraction].append(gloss)
-    return parts
-
-
-@lru_cache(maxsize=4)
-def gloss_tokenizer(vocab_size: int, val_fraction: float, seed: int) -> Tokenizer:
-    """A WordPiece vocabulary of the definitions to train on; made once in a process."""
-    return train_wordpiece((gloss.text for gloss in split_glosses(val_fraction, seed)[0]), vocab_size)
-
-
-class Row(NamedTuple):
-    """A text as token numbers, and its class."""
-
-    ids: list[int]
-    label: int
-
-
-class Rows(Dataset[Row | None]):
-    """Tokenised texts by number, alone or as `(number, epoch)`; None for `NOTHING`."""
-
-    def __init__(self, rows: Sequence[Row]):
-        self.rows = rows
+    def __init__(self, glosses: Sequence[Gloss], tokenizer: Tokenizer, length: int):
+        ids = special_ids(tokenizer)
+        encoded = tokenizer.encode_batch([gloss.text for gloss in glosses], add_special_tokens=False)
+        rows = [[ids["cls"], *encoding.ids[: length - 2], ids["sep"]] for encoding in encoded]
+        self.input_ids = torch.tensor([row + [ids["pad"]] * (length - len(row)) for row in rows])
+        self.labels = torch.tensor([int(gloss.synset[1:3]) for gloss in glosses])
+        self.pad, self.special = ids["pad"], torch.tensor([*ids.values()])
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.labels)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Row | None:
-        number = key if isinstance(key, int) else key[0]
-        return None if number == NOTHING else self.rows[number]
+    def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """The definitions of these numbers."""
+        ids = self.input_ids[numbers]
+        read, special = ids != self.pad, torch.isin(ids, self.special)
+        return {"input_ids": ids, "attention_mask": read, "special_tokens_mask": special, "label": self.labels[numbers]}
 
 
-class GlossSubjects(SampledData):
+class GlossSubjects(TokenData):
     """Which subject a definition is of.
 
     WordNet numbers its nouns by subject: animals, artefacts, persons, plants and so on lie together. The class of a
@@ -101,67 +66,26 @@ class GlossSubjects(SampledData):
         num_workers: int = 0,
         seed: int = 0,
     ):
-        super().__init__(batch_size, num_workers, seed)
-        self.asked_size, self.length, self.val_fraction = vocab_size, length, val_fraction
-        if length < 4 or batch_size < 1 or not 0 < val_fraction < 1:
+        super().__init__(length, batch_size, num_workers, seed)
+        self.vocab_size, self.val_fraction = vocab_size, val_fraction
+        if length < 4 or not 0 < val_fraction < 1:
             raise InputError(
-                "length must be at least 4, batch_size positive and val_fraction a share of one, got "
-                f"{length}, {batch_size} and {val_fraction}"
+                f"length must be at least 4 and val_fraction a share of one, got {length} and {val_fraction}"
             )
 
-    @cached_property
-    def parts(self) -> tuple[list[Gloss], list[Gloss]]:
-        """Definitions to train and to validate on."""
-        return split_glosses(self.val_fraction, self.seed)
-
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """Trained on the definitions to train on."""
-        return gloss_tokenizer(self.asked_size, self.val_fraction, self.seed)
+        return _read(self.vocab_size, self.val_fraction, self.seed)[0]
 
-    def rows(self, glosses: Sequence[Gloss]) -> Rows:
-        """Definitions as tokens and classes."""
-        ids = special_ids(self.tokenizer)
-        encoded = self.tokenizer.encode_batch([gloss.text for gloss in glosses], add_special_tokens=False)
-        return Rows(
-            [
-                Row([ids["cls"], *one.ids[: self.length - 2], ids["sep"]], int(gloss.synset[1:3]))
-                for one, gloss in zip(encoded, glosses, strict=True)
-            ]
-        )
-
-    def check(self, config: PreTrainedConfig) -> None:
-        """Raises `InputError` where a model of this configuration cannot read these texts."""
-        size = self.tokenizer.get_vocab_size()
-        if size > config.vocab_size:
-            raise InputError(f"the texts have {size} tokens and the model {config.vocab_size}: set vocab_size alike")
-        if self.length > longest_sequence(config):
-            raise InputError(
-                f"data.init_args.length {self.length} is above the model's {longest_sequence(config)} positions"
-            )
-
-    def train_dataloader(self) -> Loader:
-        """Shuffled definitions of this process's share."""
-        return self.train_loader(self.rows(self.parts[0]), self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Held-out definitions, each of them once over all processes."""
-        return self.eval_loader(self.rows(self.parts[1]))
-
-    def collate_fn(self) -> Callable[[list[Any]], Any]:
-        """`collate` for texts of this length and tokenizer."""
-        return partial(collate, self.length, special_ids(self.tokenizer))
+    def samples(self, split: str) -> Glosses:
+        """Definitions to train on, or those held out."""
+        tokenizer, *parts = _read(self.vocab_size, self.val_fraction, self.seed)
+        return Glosses(parts[split == "val"], tokenizer, self.length)
 
 
-def collate(length: int, special: dict[str, int], rows: Sequence[Row | None]) -> dict[str, Any]:
-    """A batch of texts padded to `length`, those that are None left out."""
-    given = [row for row in rows if row is not None]
-    ids = torch.full((len(given), length), special["pad"], dtype=torch.int64)
-    for place, row in enumerate(given):
-        ids[place, : len(row.ids)] = torch.tensor(row.ids)
-    return {
-        "input_ids": ids,
-        "attention_mask": ids != special["pad"],
-        "special_tokens_mask": torch.isin(ids, torch.tensor(list(special.values()))),
-        "label": torch.tensor([row.label for row in given], dtype=torch.int64),
-    }
+@lru_cache(maxsize=4)
+def _read(vocab_size: int, val_fraction: float, seed: int) -> tuple[Tokenizer, list[Gloss], list[Gloss]]:
+    """Definitions to train and to validate on, and a WordPiece vocabulary of the former; made once in a process."""
+    train, val = hold_out(read_glosses(), val_fraction, seed)
+    return train_wordpiece((gloss.text for gloss in train), vocab_size), train, val

@@ -10,13 +10,7 @@ IGNORED = -100
 
 
 class Masked(NamedTuple):
-    """Masked sequences.
-
-    Args:
-        input_ids: what the model reads (B, T).
-        positions: which tokens it predicts (B, K).
-        labels: what stands there (B, K); `IGNORED` where nothing is asked.
-    """
+    """What the model reads (B, T), which tokens it predicts (B, K), and what stands there (B, K) or is `IGNORED`."""
 
     input_ids: Tensor
     positions: Tensor
@@ -24,16 +18,8 @@ class Masked(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """What masking needs to know of a vocabulary of V tokens.
+    """The number of [MASK], which tokens are never masked (V,), and which continue a word, such as `##ing` (V,)."""
 
-    Args:
-        size: V; a random token is drawn from all of them (Devlin et al. 2019).
-        mask: number of [MASK].
-        special: which tokens are never masked (V,).
-        continues: which tokens continue a word, such as `##ing` (V,).
-    """
-
-    size: int
     mask: int
     special: Tensor
     continues: Tensor
@@ -49,7 +35,8 @@ def mask_tokens(ids: Tensor, noise: Tensor, count: int, vocabulary: Vocabulary, 
 
     The tokens with the lowest noise are chosen; special tokens never are. With `whole_words` the words with the lowest
     noise (at their first token) are chosen one after the other; of a word that would pass `count` nothing is masked, so
-    a few labels are then `IGNORED`, as they are where a sequence has fewer than `count` tokens to mask.
+    a few labels are then `IGNORED`, as they are where a sequence has fewer than `count` tokens to mask. A random token
+    is drawn from the whole vocabulary (Devlin et al. 2019).
 
     Args:
         ids: token numbers (B, T).
@@ -76,7 +63,7 @@ def mask_tokens(ids: Tensor, noise: Tensor, count: int, vocabulary: Vocabulary, 
         asked &= ~(cut & (in_order[:, :count] == in_order[:, count - 1 : count]))
     chosen = ids.gather(1, positions)
     _, fate, draw = noise.gather(1, positions[..., None].expand(-1, -1, 3)).unbind(-1)
-    shown = chosen.where(fate >= 0.9, (draw * vocabulary.size).long())
+    shown = chosen.where(fate >= 0.9, (draw * len(vocabulary.special)).long())
     shown = shown.where(fate >= 0.8, vocabulary.mask)
     input_ids = ids.scatter(1, positions, shown.where(asked, chosen))
     return Masked(input_ids, positions, chosen.where(asked, IGNORED))

@@ -24,17 +24,17 @@ class Guesses(NamedTuple):
     right: Tensor
     asked: Tensor
 
+    @property
+    def accuracy(self) -> Tensor:
+        """Share of tokens guessed right; 0 where none is asked for."""
+        return self.right / self.asked.clamp(min=1)
+
 
 def guess(model: PreTrainedModel, masked: Masked, documents: Tensor | None = None) -> Guesses:
     """Run a masked language model; only masked positions go through the projection to the vocabulary.
 
     With the same weights and labels, loss and gradients equal those of transformers' `BertForMaskedLM`, which projects
-    every token.
-
-    Args:
-        model: a masked language model.
-        masked: its sequences.
-        documents: number of each token's document (B, T), where attention must not leave it.
+    every token. Attention stays within `documents` (B, T), the number of each token's document, where they are given.
     """
     hidden = hidden_states(model, masked.input_ids, documents)
     places = masked.positions[..., None].expand(-1, -1, hidden.shape[-1])

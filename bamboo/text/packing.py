@@ -1,7 +1,7 @@
 """Documents to a packed corpus, which a run that was killed leaves unfinished and a later one goes on with.
 
-Documents are taken a megabyte at a time. Each such part becomes a file whose name holds its number and a hash of
-the documents and the tokenizer: after a crash, a part is finished if and only if its file is there.
+Documents are taken a quarter of a megabyte at a time. Each such part becomes a file whose name holds its number and a
+hash of the documents and the tokenizer: after a crash, a part is finished if and only if its file is there.
 """
 
 import json
@@ -19,13 +19,11 @@ from tqdm import tqdm
 
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
-from bamboo.text.corpus import FORMAT, PARTS, SPLITS, Corpus, fingerprint
-from bamboo.text.tokenizer import pieces, save_tokenizer, special_ids
+from bamboo.text.corpus import FORMAT, PARTS, SPLITS, Corpus, Tokens, fingerprint
+from bamboo.text.tokenizer import literal, save_tokenizer, special_ids
 
-PART = 1 << 20
-"""Characters of text in a part, until the end of a document."""
-BATCH = 64
-"""Pieces of text that the threads of tokenizers encode at once."""
+PART = 1 << 18
+"""Characters of text in a part, until the end of a document: tokenizers keeps some hundred bytes for each at a time."""
 
 
 def write_corpus(
@@ -38,14 +36,14 @@ def write_corpus(
     total: int | None = None,
     made_from: Mapping[str, Any] | None = None,
 ) -> Corpus:
-    """Encode documents and write the corpus, in memory that does not grow with their length.
+    """Encode documents and write the corpus, in memory that does not grow with their number.
 
     After a crash, the same call goes on from the parts that were finished, which lie in a hidden folder inside `out`;
     `corpus.json` is written last.
 
     Args:
         documents: are streamed. Those without a token are left out.
-        tokenizer: from `train_wordpiece` or `load_tokenizer`. `[MASK]` and the like within a document are text to it.
+        tokenizer: from `train_wordpiece` or `load_tokenizer`.
         out: folder for the corpus.
         val_fraction: share of the documents that is held out, as `held_out` chooses them.
         seed: of that choice.
@@ -59,18 +57,12 @@ def write_corpus(
     check_fraction(val_fraction)
     if (out / "corpus.json").exists():
         raise InputError(f"{out} holds a corpus already: name another folder, or delete this one")
+    size = tokenizer.get_vocab_size()
+    metadata = {"format": FORMAT, "dtype": token_type(size), "vocab_size": size, "tokenizer": fingerprint(tokenizer)}
     try:
-        parts = _encode_all(documents, tokenizer, out / PARTS, seed, total)
-        counts = _join(parts, out, val_fraction)
+        parts = _encode_parts(documents, literal(tokenizer), out / PARTS, seed, total)
+        metadata |= {**_join(parts, out, val_fraction), "made_from": dict(made_from or {})}
         save_tokenizer(tokenizer, out / "tokenizer")
-        metadata = {
-            "format": FORMAT,
-            "dtype": token_type(tokenizer.get_vocab_size()),
-            "vocab_size": tokenizer.get_vocab_size(),
-            "tokenizer": fingerprint(tokenizer.to_str()),
-            **counts,
-            "made_from": dict(made_from or {}),
-        }
         with atomic_write(out / "corpus.json") as temporary:
             temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -101,36 +93,46 @@ def token_type(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def _encode_all(
+def encode(documents: Sequence[str], tokenizer: Tokenizer) -> list[Tokens]:
+    """The tokens of each document and a [SEP], by a `literal` tokenizer; an empty array for one that has none.
+
+    A unigram model reads a written "<mask>" as that token all the same: it is left out, for it says nothing.
+    """
+    ids, kind = special_ids(tokenizer), token_type(tokenizer.get_vocab_size())
+    reserved, end = [ids[role] for role in ("pad", "cls", "sep", "mask")], np.array([ids["sep"]], kind)
+    arrays = [np.array(e.ids, kind) for e in tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)]
+    arrays = [array[~np.isin(array, reserved)] for array in arrays]
+    return [np.concatenate([array, end]) if len(array) else array for array in arrays]
+
+
+def _encode_parts(
     documents: Iterable[str], tokenizer: Tokenizer, folder: Path, seed: int, total: int | None
 ) -> list[Path]:
     """Encode documents into `folder`, with a progress bar; gives the files of the parts in order."""
     folder.mkdir(parents=True, exist_ok=True)
-    leftover = {path.name for path in folder.glob("*.npz")}
+    finished = {path.name for path in folder.glob("*.npz")}
+    key = fingerprint(tokenizer).encode()
     paths: list[Path] = []
-    literal = Tokenizer.from_str(tokenizer.to_str())
-    literal.encode_special_tokens = True
-    key = fingerprint(tokenizer.to_str()).encode()
     with tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", mininterval=1, smoothing=0.05) as bar:
         for part in _parts(documents):
             data = [text.encode() for text in part]
             hashes = [blake2b(text, digest_size=16, key=b"%d" % seed).digest() for text in data]
             name = blake2b(b"".join(hashes), digest_size=12, key=key).hexdigest()
             paths.append(folder / f"{len(paths):06}-{name}.npz")
-            if paths[-1].name not in leftover:
-                _encode_part(paths[-1], part, hashes, literal)
+            if paths[-1].name not in finished:
+                _encode_part(paths[-1], part, hashes, tokenizer)
             bar.update(sum(map(len, data)))
         bar.total = bar.n
-    reused = sum(path.name in leftover for path in paths)
-    if reused:
+    if reused := sum(path.name in finished for path in paths):
         print(f"went on from {reused} of {len(paths)} parts that an earlier run had finished")
-    elif leftover:
+    elif finished:
         print("started over: what an earlier run had begun was of other text or another tokenizer")
     return paths
 
 
 def _parts(documents: Iterable[str]) -> Iterator[list[str]]:
-    part, size = [], 0
+    part: list[str] = []
+    size = 0
     for document in documents:
         part.append(document)
         size += len(document)
@@ -142,63 +144,43 @@ def _parts(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _encode_part(path: Path, documents: Sequence[str], hashes: Sequence[bytes], tokenizer: Tokenizer) -> None:
-    ids, kind = special_ids(tokenizer), token_type(tokenizer.get_vocab_size())
-    # A unigram model reads "<mask>" of a text as that token all the same: what says nothing is left out.
-    reserved = [ids[role] for role in ("pad", "cls", "sep", "mask")]
-    texts = [(number, piece) for number, document in enumerate(documents) for piece in pieces(document)]
-    tokens: list[list[NDArray[np.unsignedinteger]]] = [[] for _ in documents]
-    for start in range(0, len(texts), BATCH):
-        numbers, batch = zip(*texts[start : start + BATCH], strict=True)
-        for number, encoding in zip(numbers, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
-            array = np.array(encoding.ids, kind)
-            tokens[number].append(array[~np.isin(array, reserved)])
-    lengths = np.array([sum(map(len, arrays)) for arrays in tokens])
-    end = np.array([ids["sep"]], kind)
-    joined = [array for arrays, n in zip(tokens, lengths, strict=True) if n for array in (*arrays, end)]
-    stream = np.concatenate([np.zeros(0, kind), *joined])
+    arrays = encode(documents, tokenizer)
+    tokens, lengths = np.concatenate(arrays), np.array([len(array) for array in arrays])
+    unknown = special_ids(tokenizer).get("unk", -1)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            tokens=stream,
-            ends=np.cumsum(lengths[lengths > 0] + 1, dtype=np.int64),
+            tokens=tokens,
+            lengths=lengths[lengths > 0],
             hashes=np.frombuffer(b"".join(digest[:8] for digest in hashes), "<u8")[lengths > 0],
-            words=sum(len(text.split()) for _, text in texts),
-            unknown=np.count_nonzero(stream == ids["unk"]) if "unk" in ids else 0,
+            words=sum(len(text.split()) for text in documents),
+            unknown=np.count_nonzero(tokens == unknown),
         )
 
 
 def _join(parts: Sequence[Path], out: Path, fraction: float) -> dict[str, Any]:
-    """Write the documents of the parts in their order, each into its split."""
-    found, words, unknown = [np.zeros(0, np.uint64)], 0, 0
+    """Write the documents of the parts in their order, each into its split; what `corpus.json` says of them."""
+    hashes, totals = [np.empty(0, np.uint64)], {"words": 0, "unknown": 0}
     for path in parts:
         with np.load(path) as part:
-            found.append(part["hashes"])
-            words, unknown = words + int(part["words"]), unknown + int(part["unknown"])
-    hashes = np.concatenate(found)
-    if len(hashes) < 2:
-        raise InputError(f"the text makes {len(hashes)} document(s): one to train on and one to hold out are needed")
-    outside = held_out(hashes, fraction)
-    counts = [
-        _write_split(parts, chosen, out / PARTS / split)
-        for split, chosen in zip(SPLITS, (~outside, outside), strict=True)
-    ]
-    for split in SPLITS:
-        for kind in ("bin", "ends"):  # from among the parts only now, so that those of a killed run are written over
-            (out / PARTS / f"{split}.{kind}").replace(out / f"{split}.{kind}")
-    return {**dict(zip(SPLITS, counts, strict=True)), "words": words, "unknown": unknown}
+            hashes.append(part["hashes"])
+            totals = {name: total + int(part[name]) for name, total in totals.items()}
+    documents = np.concatenate(hashes)
+    if len(documents) < 2:
+        raise InputError(f"the text makes {len(documents)} document(s): one to train on and one to hold out are needed")
+    outside = held_out(documents, fraction)
+    choices = zip(SPLITS, (~outside, outside), strict=True)
+    return {**{split: _write_split(parts, chosen, out / f"{split}.bin") for split, chosen in choices}, **totals}
 
 
 def _write_split(parts: Sequence[Path], chosen: NDArray[np.bool_], path: Path) -> dict[str, int]:
-    first, count = 0, 0
-    with path.with_suffix(".bin").open("wb") as tokens, path.with_suffix(".ends").open("wb") as ends:
-        for file in parts:
-            with np.load(file) as part:
-                lengths = np.diff(part["ends"], prepend=0)
-                mine = chosen[first : first + len(lengths)]
-                tokens.write(part["tokens"][np.repeat(mine, lengths)].tobytes())
-            ends.write((count + np.cumsum(lengths[mine], dtype=np.int64)).tobytes())
-            first, count = first + len(lengths), count + int(lengths[mine].sum())
-        for written in (tokens, ends):
-            written.flush()
-            os.fsync(written.fileno())
-    return {"tokens": count, "documents": int(chosen.sum())}
+    position, tokens = 0, 0
+    with path.open("wb") as file:
+        for name in parts:
+            with np.load(name) as part:
+                lengths = part["lengths"]
+                mine = chosen[position : position + len(lengths)]
+                part["tokens"][np.repeat(mine, lengths)].tofile(file)
+            position, tokens = position + len(lengths), tokens + int(lengths[mine].sum())
+        os.fsync(file.fileno())
+    return {"tokens": tokens, "documents": int(chosen.sum())}

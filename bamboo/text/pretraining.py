@@ -13,20 +13,19 @@ from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
 from bamboo.shapes import find_shape
 from bamboo.text.data import TextData
-from bamboo.text.encoder import blocks_of, build_config, build_model, longest_sequence
+from bamboo.text.encoder import blocks_of, build_config, build_model
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import Guesses, documents_of, guess
+from bamboo.text.module import TextModule
 from bamboo.text.tokenizer import continues_word, special_ids
-from bamboo.training import TrainingModule, plain_arguments
+from bamboo.training import plain_arguments
 
 BERT = Recipe(base_lr=1e-4, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, schedule="linear", warmup_share=0.01)
 """Of Devlin et al. 2019: a warm-up over 1 % of the steps, then a line to zero."""
 
 
-class MLMPretraining(TrainingModule):
+class MLMPretraining(TextModule):
     """Trains the masked language model whose configuration `build_config` makes of the remaining arguments.
-
-    Checkpoints hold the tokenizer too, so that one file is all that is needed to use the model.
 
     Args:
         recipe: learning rate, schedule and optimizer.
@@ -38,6 +37,10 @@ class MLMPretraining(TrainingModule):
         grad_checkpointing: trade a second forward pass of the blocks for their memory.
         encoder: arguments of `bamboo.text.encoder.build_config`.
     """
+
+    reads = TextData
+    special: Tensor
+    continues: Tensor
 
     def __init__(
         self,
@@ -60,23 +63,26 @@ class MLMPretraining(TrainingModule):
         self.model = build_model(build_config(**encoder))
         if grad_checkpointing:
             self.model.gradient_checkpointing_enable()
-        self.tokenizer_json = ""
         self.val_loss, self.val_accuracy, self.val_baseline = MeanMetric(), MeanMetric(), MeanMetric()
 
     def setup(self, stage: str) -> None:
-        """Take the vocabulary from the data, check that they fit, and compile the blocks in place."""
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, TextData):
-            raise InputError(f"masked language modelling needs text, and the data are {type(data).__name__}")
-        self._take_vocabulary(data)
+        """Take the vocabulary from the data, and compile the blocks in place."""
+        super().setup(stage)
+        data: TextData = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.ids, self.most_frequent_token = special_ids(data.tokenizer), data.most_frequent_token
+        continues = torch.tensor(continues_word(data.tokenizer))
+        special = torch.zeros_like(continues)
+        special[list(self.ids.values())] = True
+        self.register_buffer("special", special, persistent=False)
+        self.register_buffer("continues", continues, persistent=False)
         if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
             compile_in_training(blocks_of(self.model))
 
     def mask(self, ids: Tensor, *key: str | int) -> Masked:
         """The masks of a batch (B, T) of this process; `key` says which batch of which epoch it is."""
-        noise = self.noise(ids.shape, *key)
-        vocabulary = Vocabulary(self.vocab_size, self.ids["mask"], self.special, self.continues)
-        return mask_tokens(ids, noise, masked_count(ids.shape[1], self.mask_ratio), vocabulary, self.whole_words)
+        vocabulary = Vocabulary(self.ids["mask"], self.special, self.continues)
+        count = masked_count(ids.shape[1], self.mask_ratio)
+        return mask_tokens(ids, self.noise(ids.shape, *key), count, vocabulary, self.whole_words)
 
     def noise(self, shape: torch.Size, *key: str | int) -> Tensor:
         """Noise (B, T, 3) that decides the masks: this process's rows of the noise of the batch over all devices.
@@ -97,65 +103,24 @@ class MLMPretraining(TrainingModule):
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of blocks (B, T), and the share of masked tokens guessed right."""
         epoch = self.current_epoch if stage == "train" else 0
-        found = self.guess(batch, self.mask(batch["input_ids"], stage, epoch, batch_idx))
-        return found.loss, {"accuracy": found.right / found.asked.clamp(min=1)}
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate, and start dropout's random stream anew: a resumed run draws what it would have."""
-        super().on_train_batch_start(batch, batch_idx)
-        self.seed_step(batch_idx)
+        guesses = self.guess(batch, self.mask(batch["input_ids"], stage, epoch, batch_idx))
+        return guesses.loss, {"accuracy": guesses.accuracy}
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Loss and accuracy under masks that are the same in every epoch; every masked token counts once."""
         if len(batch["input_ids"]):
             masked = self.mask(batch["input_ids"], "val", 0, batch_idx)
-            found = self.guess(batch, masked)
-            self.val_loss.update(found.loss, weight=found.asked)
-            self.val_accuracy.update(found.right / found.asked, weight=found.asked)
-            baseline = (masked.labels == self.most_frequent_token).sum()
-            self.val_baseline.update(baseline / found.asked, weight=found.asked)
+            guesses = self.guess(batch, masked)
+            baseline = (masked.labels == self.most_frequent_token).sum() / guesses.asked.clamp(min=1)
+            self.val_loss.update(guesses.loss, weight=guesses.asked)
+            self.val_accuracy.update(guesses.accuracy, weight=guesses.asked)
+            self.val_baseline.update(baseline, weight=guesses.asked)
         self.log("val/loss", self.val_loss, prog_bar=True)
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
         self.log("val/most_frequent_token", self.val_baseline)
 
     def flops_per_sample(self) -> int:
         """FLOPs of one training step on one block: a backward pass costs as much as two forward passes."""
-        shape, length = find_shape(self.hparams["shape"]), self.trainer.datamodule.block_length  # type: ignore[attr-defined]
+        shape, length = find_shape(self.hparams["shape"]), self.trainer.datamodule.length  # type: ignore[attr-defined]
         guesses, vocabulary = masked_count(length, self.mask_ratio), self.model.config.vocab_size
         return int(3 * (shape.flops(length) + 2 * guesses * shape.width * (shape.width + vocabulary)))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the tokenizer with the weights."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["tokenizer"] = self.tokenizer_json
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model or tokenizer."""
-        super().on_load_checkpoint(checkpoint)
-        self.tokenizer_json = self.tokenizer_json or checkpoint.get("tokenizer", "")
-        if checkpoint.get("tokenizer", self.tokenizer_json) != self.tokenizer_json:
-            raise InputError("the checkpoint was trained with another tokenizer than the one that made these data")
-
-    def _take_vocabulary(self, data: TextData) -> None:
-        tokenizer, config = data.tokenizer, self.model.config
-        self.ids, self.vocab_size = special_ids(tokenizer), data.vocab_size
-        if self.vocab_size > config.vocab_size:
-            raise InputError(
-                f"the data were made with a tokenizer of {self.vocab_size} tokens, and the model has "
-                f"{config.vocab_size}: set model.init_args.vocab_size to {self.vocab_size}"
-            )
-        if self.ids["pad"] != config.pad_token_id:
-            raise InputError(f"the data's padding token is {self.ids['pad']}: set model.init_args.pad_token_id to it")
-        if data.block_length > longest_sequence(config):
-            raise InputError(
-                f"data.init_args.block_length {data.block_length} is above the model's {longest_sequence(config)} "
-                "positions: set model.init_args.positions"
-            )
-        self.tokenizer_json, self.most_frequent_token = tokenizer.to_str(), data.most_frequent_token
-        special = torch.zeros(self.vocab_size, dtype=torch.bool)
-        special[list(self.ids.values())] = True
-        self.register_buffer("special", special, persistent=False)
-        self.register_buffer("continues", torch.tensor(continues_word(tokenizer)), persistent=False)
-
-    special: Tensor
-    continues: Tensor

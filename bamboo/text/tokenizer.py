@@ -1,8 +1,7 @@
-"""Tokenizers as files that transformers reads too, the roles of their special tokens, and long texts in pieces."""
+"""Tokenizers as files that transformers reads too, and the roles of their special tokens."""
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,20 +13,13 @@ from bamboo.files import atomic_write
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROLES = {"pad": r"\W*pad(ding)?\W*", "unk": r"\W*unk\W*", "mask": r"\W*mask\W*"}
-PIECE, LONGEST = 1 << 12, 1 << 15
-# A space first, before which a tokenizer that marks words by what precedes them puts no mark of its own. To BERT other
-# blanks of ASCII than these are control characters, which part no words.
-BLANKS = [re.compile(pattern) for pattern in (r"(?<=\S) ", r"(?<=\S)[\t\n\r]")]
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """The numbers of the special tokens by role.
+    """The numbers of the special tokens by role. Raises `InputError` without `cls`, `sep` or `mask`.
 
     `cls` and `sep` are what the tokenizer puts before and behind a text, such as `[CLS]` and `[SEP]` or `<s>` and
     `</s>`; `mask`, `pad` and `unk` are the special tokens of these names. Without a token for padding, `pad` is `sep`.
-
-    Raises:
-        InputError: without `cls`, `sep` or `mask`.
     """
     added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     around = tokenizer.encode("").ids
@@ -48,6 +40,13 @@ def continues_word(tokenizer: Tokenizer) -> list[bool]:
     return [not word.startswith(("Ġ", "▁")) and number not in added for number, word in enumerate(words)]
 
 
+def literal(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy to which a [SEP] or [MASK] that is written in a text is text like any other."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.encode_special_tokens = True
+    return copy
+
+
 def load_tokenizer(path: str | Path, cased: bool = False) -> Tokenizer:
     """Read a tokenizer; padding and truncation are switched off.
 
@@ -65,37 +64,47 @@ def load_tokenizer(path: str | Path, cased: bool = False) -> Tokenizer:
     file = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()), path)
     config = {**_read_config(file, "special_tokens_map.json"), **_read_config(file, "tokenizer_config.json")}
     try:
-        if file.is_dir():
-            tokenizer = _convert(file)
-        elif file.suffix == ".json":
-            tokenizer = Tokenizer.from_file(str(file))
-        else:
-            tokenizer = _bert_of(WordPiece.read_file(str(file)), {"do_lower_case": not cased, **config})
-    except InputError as error:
-        raise InputError(f"{file} has {error}") from error
+        tokenizer = _read(file, {"do_lower_case": not cased, **config})
+    except InputError:
+        raise
     except Exception as error:  # tokenizers raises nothing narrower
-        raise InputError(
-            f"{file} is no tokenizer: expected a tokenizer.json, a vocab.txt, or a folder with it"
-        ) from error
+        expected = "expected a tokenizer.json, a vocab.txt, or a folder with it"
+        raise InputError(f"{file} is no tokenizer: {expected}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()  # files of sentence encoders cut at 128 tokens
-    _check(tokenizer, file, config)
+    _surround_as_configured(tokenizer, config)
+    gaps = {*range(tokenizer.get_vocab_size())} - {*tokenizer.get_vocab().values()}
+    if gaps:
+        raise InputError(f"{file}: number {min(gaps)} has no token: is a token there twice?")
+    try:
+        special_ids(tokenizer)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     if cased and getattr(tokenizer.normalizer, "lowercase", False):
         raise InputError(f"{file} lower-cases, which is not to be (cased)")
     return tokenizer
 
 
-def _convert(folder: Path) -> Tokenizer:
-    from transformers import AutoTokenizer  # with torch, which takes half a gigabyte
+def _read_config(file: Path, name: str) -> dict[str, Any]:
+    beside = (file if file.is_dir() else file.parent) / name
+    try:
+        return {**json.loads(beside.read_text(encoding="utf-8"))} if beside.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{beside} is damaged: expected a JSON object") from error
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return cast(Tokenizer, tokenizer.backend_tokenizer)
 
+def _read(file: Path, config: dict[str, Any]) -> Tokenizer:
+    if file.is_dir():
+        from transformers import AutoTokenizer  # with torch, which takes half a gigabyte
 
-def _bert_of(vocabulary: dict[str, int], config: dict[str, Any]) -> Tokenizer:
-    missing = [token for token in BERT_SPECIAL if token not in vocabulary]
-    if missing:
-        raise InputError(f"no {', '.join(missing)}: expected a vocabulary with {', '.join(BERT_SPECIAL)}")
+        tokenizer = AutoTokenizer.from_pretrained(file, trust_remote_code=False, local_files_only=True)
+        return cast(Tokenizer, tokenizer.backend_tokenizer)
+    if file.suffix == ".json":
+        return Tokenizer.from_file(str(file))
+    vocabulary = WordPiece.read_file(str(file))
+    if missing := [token for token in BERT_SPECIAL if token not in vocabulary]:
+        expected = f"expected a vocabulary with {', '.join(BERT_SPECIAL)}"
+        raise InputError(f"{file} has no {', '.join(missing)}: {expected}")
     lowercase, chinese = bool(config["do_lower_case"]), bool(config.get("tokenize_chinese_chars", True))
     return bert_tokenizer(vocabulary, normalizers.BertNormalizer(True, chinese, config.get("strip_accents"), lowercase))
 
@@ -110,6 +119,14 @@ def bert_tokenizer(vocabulary: dict[str, int], normalizer: Any) -> Tokenizer:
     return tokenizer
 
 
+def _surround_as_configured(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+    """Have the tokenizer add what its configuration calls cls (or bos) and sep (or eos)."""
+    named = {key: token["content"] if isinstance(token, dict) else token for key, token in config.items()}
+    first, last = (named.get(f"{a}_token") or named.get(f"{b}_token") for a, b in (("cls", "bos"), ("sep", "eos")))
+    if first and last and tokenizer.encode("").tokens != [first, last]:
+        _surround(tokenizer, first, last)
+
+
 def _surround(tokenizer: Tokenizer, first: str, last: str) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first}:0 $A:0 {last}:0",
@@ -118,61 +135,16 @@ def _surround(tokenizer: Tokenizer, first: str, last: str) -> None:
     )
 
 
-def _read_config(file: Path, name: str) -> dict[str, Any]:
-    beside = (file if file.is_dir() else file.parent) / name
-    try:
-        return {**json.loads(beside.read_text(encoding="utf-8"))} if beside.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{beside} is damaged: expected a JSON object") from error
-
-
-def _check(tokenizer: Tokenizer, file: Path, config: dict[str, Any]) -> None:
-    """Have the tokenizer add what its configuration calls cls (or bos) and sep (or eos), and check all roles."""
-    numbers = sorted(tokenizer.get_vocab().values())
-    gap = next((number for number, given in enumerate(numbers) if number != given), None)
-    if gap is not None:
-        raise InputError(f"{file}: number {gap} has no token: is a token there twice?")
-    named = {key: token["content"] if isinstance(token, dict) else token for key, token in config.items()}
-    first, last = (named.get(f"{a}_token") or named.get(f"{b}_token") for a, b in (("cls", "bos"), ("sep", "eos")))
-    if first and last and tokenizer.encode("").tokens != [first, last]:
-        _surround(tokenizer, first, last)
-    try:
-        special_ids(tokenizer)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-
-
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None = None) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` and `load_tokenizer` read.
 
-    Args:
-        tokenizer: as `train_wordpiece` and `load_tokenizer` make it.
-        folder: to write into.
-        longest: tokens that the model beside it reads, at most.
+    `longest` is the number of tokens that the model beside it reads, at most.
     """
     roles = {f"{role}_token": tokenizer.id_to_token(number) for role, number in special_ids(tokenizer).items()}
-    limit = {} if longest is None else {"model_max_length": longest}
     pairs = ["token_type_ids"] if isinstance(tokenizer.model, WordPiece) else []  # by which BERT tells sentences apart
     inputs = {"model_input_names": ["input_ids", *pairs, "attention_mask"]}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **roles, **inputs, **limit}
-    for name, text in (
-        ("tokenizer_config", json.dumps(config, indent=2)),
-        ("tokenizer", tokenizer.to_str(pretty=True)),
-    ):
+    limit = {} if longest is None else {"model_max_length": longest}
+    config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **roles, **inputs, **limit}, indent=2)
+    for name, text in {"tokenizer_config": config, "tokenizer": tokenizer.to_str(pretty=True)}.items():
         with atomic_write(folder / f"{name}.json") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
-
-
-def pieces(text: str) -> Iterator[str]:
-    """Cut a text before blanks into pieces of about 4,096 characters, whose tokens are those of the text.
-
-    tokenizers keeps some hundred bytes for each character while it encodes, and gets no faster on longer texts. What
-    has no blank for 32,768 characters is cut there, if it is in the middle of a word.
-    """
-    start = 0
-    while len(text) - start > PIECE:
-        cuts = (blank.search(text, start + PIECE, start + LONGEST) for blank in BLANKS)
-        end = next((cut.start() for cut in cuts if cut), min(start + LONGEST, len(text)))
-        yield text[start:end]
-        start = end
-    yield text[start:]

@@ -1,7 +1,8 @@
 """Training of BERT's WordPiece vocabularies."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
@@ -9,7 +10,7 @@ from tokenizers.models import WordPiece
 
 from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
-from bamboo.text.tokenizer import BERT_SPECIAL, bert_tokenizer, pieces
+from bamboo.text.tokenizer import BERT_SPECIAL, bert_tokenizer
 
 SAMPLE = 32 << 20
 """Bytes of text, at most, that a vocabulary is trained on."""
@@ -52,35 +53,31 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
         limit_alphabet=len(characters),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece.decode() for piece in sample), trainer)
+    tokenizer.train_from_iterator((text.decode() for text in sample), trainer)
     return bert_tokenizer(tokenizer.get_vocab(with_added_tokens=False), normalizer)
 
 
 def _sample(texts: Iterable[str], limit: int) -> list[bytes]:
-    """Pieces of the texts in UTF-8, all of them or a share drawn by hash; together at most `limit` bytes."""
+    """Texts in UTF-8, all of them or a share drawn by hash; together at most `limit` bytes."""
     kept: list[tuple[int, bytes]] = []
     size, bar = 0, 1 << 63
-    for number, piece in enumerate(piece.encode() for text in texts for piece in pieces(text)):
+    for number, text in enumerate(text.encode() for text in texts):
         draw = derive_seed(0, "vocabulary", number)
         if draw < bar:
-            kept.append((draw, piece))
-            size += len(piece)
+            kept.append((draw, text))
+            size += len(text)
         while size > limit:
             bar = bar * 7 // 8
-            kept = [(draw, piece) for draw, piece in kept if draw < bar]
-            size = sum(len(piece) for _, piece in kept)
-    return [piece for _, piece in kept]
+            kept = [(draw, text) for draw, text in kept if draw < bar]
+            size = sum(len(text) for _, text in kept)
+    return [text for _, text in kept]
 
 
-def _alphabet(sample: list[bytes], normalizer: Any, most: int) -> list[str]:
+def _alphabet(sample: Sequence[bytes], normalizer: Any, most: int) -> list[str]:
     counts: Counter[str] = Counter()
-    for piece in sample:
-        counts.update(normalizer.normalize_str(piece.decode()))
-    ranked = sorted(((-count, c) for c, count in counts.items() if not c.isspace()))
-    wanted, seen = COVERAGE * sum(-count for count, _ in ranked), 0
-    for number, (count, _) in enumerate(ranked):
-        if number >= most or (number >= ALPHABET and seen >= wanted):
-            ranked = ranked[:number]
-            break
-        seen -= count
-    return sorted(c for _, c in ranked)
+    for text in sample:
+        counts.update(c for c in normalizer.normalize_str(text.decode()) if not c.isspace())
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    seen = accumulate((count for _, count in ranked), initial=0)
+    short = sum(total < COVERAGE * counts.total() for total in seen)  # so many of the first do not cover the text
+    return sorted(character for character, _ in ranked[: min(most, max(ALPHABET, short))])

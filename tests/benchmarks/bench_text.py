@@ -91,9 +91,9 @@ def _step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
 
 def _masked(ids: Tensor, data: ShippedEnglish) -> Masked:
     numbers = special_ids(data.tokenizer)
-    special = torch.zeros(data.vocab_size, dtype=torch.bool)
+    special = torch.zeros(data.tokenizer.get_vocab_size(), dtype=torch.bool)
     special[list(numbers.values())] = True
-    vocabulary = Vocabulary(data.vocab_size, numbers["mask"], special, torch.zeros_like(special))
+    vocabulary = Vocabulary(numbers["mask"], special, torch.zeros_like(special))
     return mask_tokens(ids, torch.rand(*ids.shape, 3), masked_count(LENGTH, 0.15), vocabulary)
 
 

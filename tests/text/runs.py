@@ -17,6 +17,12 @@ def fit(*args: str, config: str = "pretrain/text_quickstart.yaml") -> int:
     return main(["fit", "--config", str(CONFIGS / config), *TINY, *args])
 
 
+def corpus_options(corpus: Path) -> list[str]:
+    """To train on a packed corpus in small blocks, eight a step."""
+    data = ["--data=bamboo.text.data.PackedCorpus", f"--data.init_args.root={corpus}", "--data.init_args.batch_size=8"]
+    return [*data, "--data.init_args.block_length=32", "--model.init_args.vocab_size=200"]
+
+
 def last(folder: Path, name: str = "text_quickstart", version: int = 0) -> Path:
     """The last checkpoint of a run below `folder`."""
     return folder / "runs" / name / f"version_{version}" / "checkpoints" / "last.ckpt"

@@ -1,39 +1,81 @@
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from bamboo.cli import main
 from bamboo.errors import InputError
-from bamboo.text.checkpoints import load_text
+from bamboo.text.checkpoints import export_text, load_text
+from bamboo.text.classification import TextClassification
 from bamboo.text.filling import fill, filled_in
-from tests.text.runs import fit, last
+from bamboo.text.pretraining import MLMPretraining
+from tests.runs import load
 
 SENTENCE = "A dog is an [MASK] that people keep as a [MASK]."
+TINY = {"shape": {"depth": 2, "width": 16, "heads": 2}, "vocab_size": 500, "positions": 64}
+
+
+def save(module, path, tokenizer):
+    """A checkpoint of fresh weights, as Lightning writes it."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "tokenizer": tokenizer}
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint):
+    return load(checkpoint)["tokenizer"]
+
+
+def encode(folder):
+    return AutoTokenizer.from_pretrained(folder)(
+        ["A dog, naïve and 犬, barks.", "Short."], padding=True, return_tensors="pt"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta-prelayernorm", "modernbert"])
-def test_an_exported_folder_gives_equal_outputs(architecture, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    options = ["--trainer.max_steps", "1", "--model.init_args.architecture", architecture]
-    assert fit(*options, "--data.init_args.vocab_size", "500", "--model.init_args.vocab_size", "500") == 0
-    assert main(["export", str(last(tmp_path)), "--format", "hf", "--out", "folder"]) == 0
-    assert "AutoModelForMaskedLM" in capsys.readouterr().out
-    ours = load_text(last(tmp_path))
-    theirs, tokenizer = AutoModelForMaskedLM.from_pretrained("folder"), AutoTokenizer.from_pretrained("folder")
-    texts = ["A dog, naïve and 犬, barks.", "Short."]
-    encoded = tokenizer(texts, padding=True, return_tensors="pt")
-    assert encoded["input_ids"].tolist() == ours.tokenizer(texts, padding=True)["input_ids"]
-    left = theirs.eval()(encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
-    right = ours.model(encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
+def test_an_exported_folder_gives_equal_outputs(architecture, tokenizer, tmp_path):
+    path = save(MLMPretraining(architecture=architecture, **TINY), tmp_path / "last.ckpt", tokenizer)
+    name, _ = export_text(path, tmp_path / "folder")
+    assert name == "AutoModelForMaskedLM"
+    ours, theirs = load_text(path), AutoModelForMaskedLM.from_pretrained(tmp_path / "folder").eval()
+    encoded = encode(tmp_path / "folder")
+    assert (
+        encoded["input_ids"].tolist()
+        == ours.tokenizer(["A dog, naïve and 犬, barks.", "Short."], padding=True)["input_ids"]
+    )
+    left, right = (
+        model(encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits for model in (theirs, ours.model)
+    )
     read = encoded["attention_mask"].bool()
     torch.testing.assert_close(left[read], right[read])
-    assert tokenizer.mask_token == "[MASK]"
-    assert tokenizer.model_max_length == 64
-    assert len(load_text("folder").notes) == 0
+    again = AutoTokenizer.from_pretrained(tmp_path / "folder")
+    assert (again.mask_token, again.model_max_length) == ("[MASK]", 64)
+    special = {key: value for key, value in theirs.config.to_dict().items() if key.endswith("token_id")}
+    assert all(value is None or value < 5 for value in special.values()), special
+    assert load_text(tmp_path / "folder").notes == ()
 
 
-def test_fill_prints_words_with_probabilities(checkpoint, capsys):
-    assert main(["fill", SENTENCE, "--model", str(checkpoint), "--top", "3"]) == 0
+def test_the_encoder_alone_of_a_classification_leaves(tokenizer, tmp_path):
+    """Its head is none of transformers', and a masked language model's would be drawn at random."""
+    path = save(TextClassification(architecture="bert", **TINY), tmp_path / "last.ckpt", tokenizer)
+    name, _ = export_text(path, tmp_path / "folder")
+    assert name == "AutoModel"
+    theirs, encoded = AutoModel.from_pretrained(tmp_path / "folder", add_pooling_layer=False).eval(), None
+    assert type(theirs).__name__ == "BertModel"
+    encoded = encode(tmp_path / "folder")
+    ours = load_text(path)
+    assert "drawn at random" in ours.notes[0]
+    left, right = (model(encoded["input_ids"]).last_hidden_state for model in (theirs, ours.model.base_model))
+    torch.testing.assert_close(left, right)
+
+
+def test_export_and_fill_are_commands(checkpoint, tmp_path, capsys):
+    assert main(["export", str(checkpoint), "--format", "hf", "--out", str(tmp_path / "folder")]) == 0
+    assert f'transformers.AutoModelForMaskedLM.from_pretrained("{tmp_path / "folder"}")' in capsys.readouterr().out
+    assert main(["fill", SENTENCE, "--model", str(tmp_path / "folder"), "--top", "3"]) == 0
     first, *lines = capsys.readouterr().out.strip().splitlines()
     assert "[MASK]" not in first
     assert [line.split(":")[0] for line in lines] == ["[MASK] 1", "[MASK] 2"]
@@ -46,7 +88,7 @@ def test_filling_takes_the_likeliest_token_of_the_model(checkpoint):
     logits = model(encoded["input_ids"]).logits[0, encoded["input_ids"][0] == tokenizer.mask_token_id]
     expected = tokenizer.convert_ids_to_tokens(logits[:, : len(tokenizer)].argmax(-1).tolist())
     filled = fill(model, tokenizer, SENTENCE)
-    assert [one.words[0] for one in filled] == expected
+    assert [guesses.words[0] for guesses in filled] == expected
     assert filled_in(SENTENCE, filled) == SENTENCE.replace("[MASK]", "{}").format(*expected)
 
 
@@ -57,6 +99,7 @@ def test_what_cannot_be_filled_or_read_is_said_in_one_line(checkpoint, tmp_path,
         "more than the model's 64": ["dog " * 80 + "[MASK]", "--model", str(checkpoint)],
         "is missing": ["[MASK]", "--model", "nowhere.ckpt"],
         "cut short or no checkpoint": ["[MASK]", "--model", str(tmp_path / "weights.pt")],
+        "cannot be loaded": ["[MASK]", "--model", str(tmp_path)],
     }
     for message, arguments in wrong.items():
         assert main(["fill", *arguments]) == 2

@@ -19,7 +19,7 @@ def data_options(name, corpus):
 @pytest.mark.parametrize("name", FILES)
 def test_a_configuration_builds_the_model_that_it_names(name, corpus):
     cli = parse("--config", str(CONFIGS / name), *data_options(name, corpus), "--trainer.accelerator=cpu")
-    assert cli.datamodule.block_length <= cli.model.model.config.max_position_embeddings
+    assert cli.datamodule.length <= cli.model.model.config.max_position_embeddings
     assert len(blocks_of(cli.model.model)) == find_shape(cli.model.hparams["shape"]).depth
     budget = cli.config.trainer  # without one Lightning takes a thousand epochs
     assert budget.max_steps > 0 or (budget.max_epochs or 0) > 0 or budget.max_time

@@ -10,7 +10,7 @@ def vocabulary(size=100, continues=()):
     special[:5] = True
     follows = torch.zeros(size, dtype=torch.bool)
     follows[list(continues)] = True
-    return Vocabulary(size, MASK, special, follows)
+    return Vocabulary(MASK, special, follows)
 
 
 def random_ids(rows=64, length=40, seed=0):

@@ -13,7 +13,6 @@ from bamboo.text.encoder import (
     build_model,
     hidden_states,
     longest_sequence,
-    padded_vocabulary,
     prediction_head,
 )
 from bamboo.text.masking import IGNORED, Masked, Vocabulary, mask_tokens, masked_count
@@ -34,7 +33,7 @@ def masked_batch(rows=5, length=20, count=6):
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(5, 120, (rows, length), generator=generator)
     special = torch.arange(120) < 5
-    vocabulary = Vocabulary(120, 4, special, torch.zeros(120, dtype=torch.bool))
+    vocabulary = Vocabulary(4, special, torch.zeros(120, dtype=torch.bool))
     return ids, mask_tokens(ids, torch.rand(rows, length, 3, generator=generator), count, vocabulary)
 
 
@@ -119,7 +118,7 @@ def test_one_document_is_read_as_transformers_reads_it(architecture):
 def test_a_model_has_the_shape_that_was_asked_for(architecture):
     model = model_of(architecture)
     assert len(blocks_of(model)) == 3
-    assert model.config.vocab_size == padded_vocabulary(120) == 128
+    assert model.config.vocab_size == 128
     assert longest_sequence(model.config) == 24
     hidden = torch.randn(2, 32)
     assert prediction_head(model)(hidden).shape == (2, 128)
@@ -170,7 +169,7 @@ def test_what_cannot_be_is_said_in_one_line(options, message):
 def test_flops_of_a_training_step_are_three_times_those_that_torch_counts(architecture):
     with torch.device("meta"):
         module = MLMPretraining(shape=Shape(3, 48, 4), architecture=architecture, vocab_size=120, positions=24)
-        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(block_length=20))
+        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(length=20))
         places = torch.zeros(1, masked_count(20, module.mask_ratio), dtype=torch.int64)
         with FlopCounterMode(display=False) as forward:
             guess(module.model, Masked(torch.zeros(1, 20, dtype=torch.int64), places, places))

@@ -9,11 +9,8 @@ from bamboo.errors import InputError
 from bamboo.text.packing import write_corpus
 from bamboo.text.tokenizer import (
     BERT_SPECIAL,
-    LONGEST,
-    PIECE,
     continues_word,
     load_tokenizer,
-    pieces,
     save_tokenizer,
     special_ids,
 )
@@ -92,13 +89,10 @@ def test_tokenizers_of_other_kinds_are_read_by_role_and_make_a_corpus(make, spec
     ids = special_ids(tokenizer)
     assert [tokenizer.id_to_token(ids[role]) for role in ROLES] == special
     assert tokenizer.encode("A word").tokens[:: len(tokenizer.encode("A word").ids) - 1] == special[2:4]
-    text = topics["assignment"] * 3
-    assert original.encode(text, add_special_tokens=False).ids == [
-        number for piece in pieces(text) for number in tokenizer.encode(piece, add_special_tokens=False).ids
-    ]
+    text = topics["assignment"]
     corpus = write_corpus([text, "one <mask> two </s> [SEP]"] * 2, tokenizer, tmp_path / "corpus", val_fraction=0.5)
     assert special_ids(corpus.tokenizer) == ids
-    tokens = sorted((corpus.train.tokens.tolist(), corpus.val.tokens.tolist()), key=len)
+    tokens = sorted((corpus.train.tolist(), corpus.val.tolist()), key=len)
     assert tokens[0].count(ids["sep"]) == 2
     assert ids["mask"] not in tokens[0]
     assert tokenizer.decode(tokens[1][: tokens[1].index(ids["sep"])]) == tokenizer.decode(original.encode(text).ids)
@@ -162,27 +156,12 @@ def test_a_saved_tokenizer_is_the_same_to_transformers_and_to_us(trained, tmp_pa
         assert load_tokenizer(path).to_str() == trained.to_str()
 
 
-def test_pieces_have_the_tokens_of_the_text_and_are_short_even_without_blanks(trained):
-    text = " ".join([*HARD.values(), *topics.values()])
-    assert len(list(pieces(text))) > 50
-    assert "".join(pieces(text)) == text
-    tokens = [n for piece in pieces(text) for n in trained.encode(piece, add_special_tokens=False).ids]
-    assert tokens == trained.encode(text, add_special_tokens=False).ids
-    assert [len(piece) for piece in pieces("x" * (2 * LONGEST + 5))] == [LONGEST, LONGEST, 5]
-    assert list(pieces("")) == [""]
-    assert max(map(len, pieces("word " * 100_000))) < PIECE + 6
-    runs = list(pieces("a    \n\n" * 9000))  # a run of blanks stays in one piece
-    assert {piece[:2] for piece in runs[1:]} == {"  "}
-    assert {piece[-1] for piece in runs[:-1]} == {"a"}
-    assert {piece[:2] for piece in list(pieces("aaa\n" * 9000))[1:]} == {"\na"}
-
-
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path):
     def refused(path, cased=False):
-        with pytest.raises(InputError) as found:
+        with pytest.raises(InputError) as error:
             load_tokenizer(path, cased)
-        assert "\n" not in str(found.value)
-        return str(found.value)
+        assert "\n" not in str(error.value)
+        return str(error.value)
 
     def vocabulary(*tokens):
         (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")

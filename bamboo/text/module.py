@@ -1,0 +1,57 @@
+"""What the Lightning modules of text share: the fit of data and model, and the tokenizer in checkpoints."""
+
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from bamboo.errors import InputError
+from bamboo.text.data import TokenData
+from bamboo.text.encoder import longest_sequence
+from bamboo.text.tokenizer import special_ids
+from bamboo.training import TrainingModule
+
+
+class TextModule(TrainingModule):
+    """Checkpoints hold the tokenizer too, so that one file is all that is needed to use the model."""
+
+    reads: ClassVar[type[TokenData]]
+    model: PreTrainedModel
+    tokenizer_json = ""
+
+    def setup(self, stage: str) -> None:
+        """Keep the tokenizer of the data. Raises `InputError` where the model cannot read them."""
+        data, config = getattr(self.trainer, "datamodule", None), self.model.config
+        if not isinstance(data, self.reads):
+            needed, name = self.reads.__name__, type(data).__name__
+            raise InputError(f"{type(self).__name__} needs {needed}, and the data are {name}")
+        size, pad = data.tokenizer.get_vocab_size(), special_ids(data.tokenizer)["pad"]
+        if size > config.vocab_size:
+            raise InputError(
+                f"the data were made with a tokenizer of {size} tokens, and the model has {config.vocab_size}: "
+                f"set model.init_args.vocab_size to {size}"
+            )
+        if pad != config.pad_token_id:
+            raise InputError(f"the data's padding token is {pad}: set model.init_args.pad_token_id to it")
+        if data.length > longest_sequence(config):
+            raise InputError(
+                f"the data have {data.length} tokens in a row, above the model's {longest_sequence(config)} positions: "
+                "set model.init_args.positions"
+            )
+        self.tokenizer_json = data.tokenizer.to_str()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate, and start dropout's random stream anew: a resumed run draws what it would have."""
+        super().on_train_batch_start(batch, batch_idx)
+        self.seed_step(batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the tokenizer with the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["tokenizer"] = self.tokenizer_json
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model or tokenizer; take its tokenizer where no data have given one."""
+        super().on_load_checkpoint(checkpoint)
+        self.tokenizer_json = self.tokenizer_json or checkpoint["tokenizer"]
+        if checkpoint["tokenizer"] != self.tokenizer_json:
+            raise InputError("the checkpoint was trained with another tokenizer than the one that made these data")
