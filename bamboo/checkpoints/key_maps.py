@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bamboo.shapes import Shape, find_shape
+from bamboo.shapes import DECODER, SHAPES, Shape, find_shape
 
 Tensors = dict[str, Tensor]
 
@@ -118,6 +118,7 @@ def _with_class_row(tensors: Tensors) -> Tensors:
 
 
 # Keys of the config.json of transformers' ViT and ViTMAE: of a `Shape`, with `decoder_` before them too, and others.
+STACKS = {"shape": ("", SHAPES["vit-base"]), "decoder_shape": ("decoder_", DECODER)}
 SHAPE_KEYS = {
     "depth": "num_hidden_layers",
     "width": "hidden_size",
@@ -133,13 +134,9 @@ CONFIG_KEYS = {
     "mask_ratio": "mask_ratio",
     "norm_pix": "norm_pix_loss",
 }
-CONFIG_DEFAULTS = {
-    **{"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
-    **{"decoder_num_hidden_layers": 8, "decoder_hidden_size": 512, "decoder_num_attention_heads": 16},
-    **{"decoder_intermediate_size": 2048, "image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True},
-    **{"layer_norm_eps": 1e-12, "mask_ratio": 0.75, "norm_pix_loss": False},
-}
-"""Those of transformers."""
+CONFIG_DEFAULTS = {"image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True, "layer_norm_eps": 1e-12}
+CONFIG_DEFAULTS |= {"mask_ratio": 0.75, "norm_pix_loss": False}
+"""Those of transformers, as are the shapes in `STACKS`."""
 
 
 def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,19 +144,17 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     config = {**CONFIG_DEFAULTS, **config}
     if not isinstance(config["patch_size"], int):
         config["patch_size"] = config["patch_size"][0]
-    shapes = {
-        key: Shape.of(**{size: config[prefix + name] for size, name in SHAPE_KEYS.items()})
-        for key, prefix in (("shape", ""), ("decoder_shape", "decoder_"))
-    }
-    return {**{key: config[name] for key, name in CONFIG_KEYS.items()}, **shapes}
+    arguments = {key: config[name] for key, name in CONFIG_KEYS.items()}
+    for key, (prefix, default) in STACKS.items():
+        sizes = {size: config.get(prefix + name, getattr(default, size)) for size, name in SHAPE_KEYS.items()}
+        arguments[key] = Shape.of(**sizes)
+    return arguments
 
 
 def to_config(arguments: Mapping[str, Any], decoder: bool) -> dict[str, Any]:
     """The config of a Hugging Face ViTMAE, or without a decoder of a ViT."""
-    stacks = {"": arguments["shape"], **({"decoder_": arguments["decoder_shape"]} if decoder else {})}
-    sizes = {
-        prefix + name: getattr(find_shape(shape), size)
-        for prefix, shape in stacks.items()
-        for size, name in SHAPE_KEYS.items()
-    }
-    return {**sizes, **{name: arguments[key] for key, name in CONFIG_KEYS.items()}}
+    config = {name: arguments[key] for key, name in CONFIG_KEYS.items()}
+    for key, (prefix, _) in STACKS.items():
+        if key == "shape" or decoder:
+            config |= {prefix + name: getattr(find_shape(arguments[key]), size) for size, name in SHAPE_KEYS.items()}
+    return config

@@ -47,18 +47,19 @@ def tokenize(
     """
     from bamboo.text.corpus import Corpus
     from bamboo.text.documents import find_files, read_documents
-    from bamboo.text.packing import check_fraction, write_corpus
+    from bamboo.text.packing import write_corpus
     from bamboo.text.tokenizer import load_tokenizer
 
     if tokenizer is not None and vocab_size is not None:
         raise InputError("--tokenizer brings its own vocabulary: leave --vocab-size out, or --tokenizer")
     if workers < 0:
         raise InputError(f"workers must be 0, for one on each core, or more, got {workers}")
-    check_fraction(val_fraction)
+    if not 0 < val_fraction <= 0.5:
+        raise InputError(f"val_fraction must be above 0 and at most 0.5, got {val_fraction}")
     if workers:
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    files = [file for file in find_files(text) if out not in file.parents]
+    files = find_files(text)
     size, total = vocab_size or VOCAB_SIZE, sum(file.stat().st_size for file in files)
     split: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed}
     made_from = {"sources": [str(source) for source in text], "files": len(files), "bytes": total, "field": field}
@@ -73,7 +74,7 @@ def tokenize(
         is_text = not {file.suffix for file in files} & {".parquet", ".arrow"}
         options = {**split, "total": total if is_text else None, "made_from": made_from}
         corpus = write_corpus(read_documents(files, field), used, out, **options)
-    print(_summary(corpus))
+    print(_summary(corpus, out))
 
 
 def _train(files: list[Path], field: str, vocab_size: int, cased: bool) -> "Tokenizer":
@@ -90,19 +91,19 @@ def _train(files: list[Path], field: str, vocab_size: int, cased: bool) -> "Toke
     return tokenizer
 
 
-def _summary(corpus: "Corpus") -> str:
+def _summary(corpus: "Corpus", out: Path) -> str:
     from bamboo.text.tokenizer import special_ids
 
     size, pad = corpus.tokenizer.get_vocab_size(), special_ids(corpus.tokenizer)["pad"]
     counts = corpus.metadata
     tokens = sum(counts[split]["tokens"] - counts[split]["documents"] for split in ("train", "val"))
-    options = f"--data.init_args.root {corpus.path} --model.init_args.vocab_size {size}"
+    options = f"--data.init_args.root {out} --model.init_args.vocab_size {size}"
     options += f" --model.init_args.pad_token_id {pad}" if pad else ""
     return (
         f"train: {counts['train']['tokens']:,} tokens of {counts['train']['documents']:,} documents\n"
         f"val:   {counts['val']['tokens']:,} tokens of {counts['val']['documents']:,} documents\n"
         f"{tokens / max(counts['words'], 1):.3f} tokens per word, {counts['unknown'] / tokens:.3%} [UNK], "
         f"vocabulary of {size:,}\n"
-        f"wrote {corpus.path}\n"
+        f"wrote {out}\n"
         f"next: bamboo fit --config pretrain/text_one_day {options}"
     )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,17 +23,16 @@ Tokens = NDArray[np.unsignedinteger]
 
 
 class Corpus(NamedTuple):
-    """What `bamboo tokenize` wrote into a folder; `metadata` is what its `corpus.json` says."""
+    """A tokenizer, its tokens to train and to validate on, and what `corpus.json` says where there is one."""
 
-    path: Path
     tokenizer: Tokenizer
     train: Tokens
     val: Tokens
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
-        """Map a corpus into memory.
+        """Map a folder that `bamboo tokenize` wrote into memory.
 
         Raises:
             InputError: where the folder is no corpus, or an unfinished, damaged or newer one.
@@ -43,7 +43,7 @@ class Corpus(NamedTuple):
         if fingerprint(tokenizer) != metadata["tokenizer"]:
             raise InputError(f"{path / 'tokenizer'} is not the tokenizer that made this corpus: make the corpus again")
         train, val = (_map(path / f"{split}.bin", metadata[split]["tokens"], metadata["dtype"]) for split in SPLITS)
-        return cls(path, tokenizer, train, val, metadata)
+        return cls(tokenizer, train, val, metadata)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

@@ -114,14 +114,6 @@ def _as_it_is(batch: T) -> T:
     return batch
 
 
-class Text(NamedTuple):
-    """A tokenizer, and its tokens to train and to validate on."""
-
-    tokenizer: Tokenizer
-    train: Tokens
-    val: Tokens
-
-
 class TextData(TokenData):
     """Text in blocks of one length, without padding.
 
@@ -151,7 +143,7 @@ class TextData(TokenData):
 
     @cached_property
     @abstractmethod
-    def text(self) -> Text:
+    def text(self) -> Corpus:
         """The text, found at the first use; raises `InputError` where there is none."""
 
     @property
@@ -192,10 +184,9 @@ class PackedCorpus(TextData):
         self.root = Path(root).expanduser()
 
     @cached_property
-    def text(self) -> Text:
+    def text(self) -> Corpus:
         """The streams, mapped into memory."""
-        corpus = Corpus.open(self.root)
-        return Text(corpus.tokenizer, corpus.train, corpus.val)
+        return Corpus.open(self.root)
 
 
 class ShippedEnglish(TextData):
@@ -217,16 +208,17 @@ class ShippedEnglish(TextData):
             raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
 
     @cached_property
-    def text(self) -> Text:
+    def text(self) -> Corpus:
         """Read, split, made into a vocabulary and tokenised; once in a process."""
         return _shipped_english(self.vocab_size, self.val_fraction, self.seed)
 
 
 @lru_cache(maxsize=4)
-def _shipped_english(vocab_size: int, val_fraction: float, seed: int) -> Text:
+def _shipped_english(vocab_size: int, val_fraction: float, seed: int) -> Corpus:
     parts = hold_out(shipped_documents(), val_fraction, seed)
     tokenizer = train_wordpiece(parts[0], vocab_size)
-    return Text(tokenizer, *(np.concatenate(encode(documents, literal(tokenizer))) for documents in parts))
+    train, val = (np.concatenate(encode(documents, literal(tokenizer))) for documents in parts)
+    return Corpus(tokenizer, train, val)
 
 
 def hold_out(items: Iterable[T], val_fraction: float, seed: int) -> tuple[list[T], list[T]]:

@@ -36,30 +36,28 @@ def find_files(sources: Sequence[Path]) -> list[Path]:
     """The files that are named, and those in named folders at any depth, in the order of their names.
 
     In folders, what is hidden, empty or of another kind is passed over, as are the files in which `datasets` caches.
-    Raises `InputError` for a source that is missing, empty, of a kind that is not read, or a folder without text.
+    Raises `InputError` for a source that is missing, or that is or holds no text.
     """
     files: dict[Path, None] = {}
-    endings = ", ".join(READERS)
     for source in map(Path, sources):
         if not source.exists():
             raise InputError(f"{source} is missing: expected a text file or a folder of them")
-        inside = sorted(_text_files(source)) if source.is_dir() else [source]
+        inside = sorted(path for path in (_below(source) if source.is_dir() else [source]) if _is_text(path))
         if not inside:
-            raise InputError(f"{source} holds no text: expected files that end in {endings}")
-        if inside[0].suffix.lower() not in READERS:
-            raise InputError(f"{source} cannot be read: expected a name that ends in {endings}")
-        if not inside[0].stat().st_size:
-            raise InputError(f"{source} is empty")
+            raise InputError(f"{source} holds no text: expected {', '.join(READERS)}, and not empty")
         files |= dict.fromkeys(inside)
     return list(files)
 
 
-def _text_files(folder: Path) -> Iterator[Path]:
+def _below(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        passed_over = hidden or path.name.startswith("cache-") or path.suffix.lower() not in READERS
-        if not passed_over and path.is_file() and path.stat().st_size:
+        if not hidden and not path.name.startswith("cache-"):
             yield path
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() in READERS and path.is_file() and path.stat().st_size > 0
 
 
 def _cut(blocks: Iterable[str]) -> Iterator[str]:
@@ -98,14 +96,10 @@ def _json_lines(path: Path, field: str) -> Iterator[Iterable[str]]:
             if line.isspace():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:  # of JSON or of UTF-8
-                raise InputError(f"{path}:{number} is no JSON: expected an object on each line") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number} is a {type(row).__name__}: expected an object with {field!r}")
-            if field not in row:
-                raise InputError(f"{path}:{number} has no field {field!r}, but {', '.join(map(repr, row)) or 'none'}")
-            yield _blocks_of(row[field], f"{path}:{number}", field)
+                value = json.loads(line)[field]
+            except (ValueError, TypeError, KeyError) as error:  # of JSON or of UTF-8, no object, or without the field
+                raise InputError(f"{path}:{number} is no JSON object with a field {field!r}") from error
+            yield _blocks_of(value, f"{path}:{number}", field)
 
 
 def _rows(path: Path, field: str) -> Iterator[Iterable[str]]:

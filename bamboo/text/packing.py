@@ -51,12 +51,9 @@ def write_corpus(
         made_from: what else to note in `corpus.json`.
 
     Raises:
-        InputError: if there are fewer than two documents, `out` holds a corpus already, or cannot be written to.
+        InputError: if there are fewer than two documents, or `out` cannot be written to.
     """
     out = Path(out)
-    check_fraction(val_fraction)
-    if (out / "corpus.json").exists():
-        raise InputError(f"{out} holds a corpus already: name another folder, or delete this one")
     size = tokenizer.get_vocab_size()
     metadata = {"format": FORMAT, "dtype": token_type(size), "vocab_size": size, "tokenizer": fingerprint(tokenizer)}
     try:
@@ -69,12 +66,6 @@ def write_corpus(
         raise InputError(f"cannot write {error.filename or out}: {error.strerror}") from error
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return Corpus.open(out)
-
-
-def check_fraction(val_fraction: float) -> None:
-    """Raise an `InputError` for a share that cannot be held out."""
-    if not 0 < val_fraction <= 0.5:
-        raise InputError(f"val_fraction must be above 0 and at most 0.5, got {val_fraction}")
 
 
 def held_out(hashes: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
