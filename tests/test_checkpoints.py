@@ -68,10 +68,10 @@ def images(arguments: dict, count: int = 2) -> torch.Tensor:
     return torch.randn(count, arguments.get("in_chans", 3), height, width, generator=torch.Generator().manual_seed(1))
 
 
-def assert_same(one: nn.Module, other: nn.Module) -> None:
-    assert one.state_dict().keys() == other.state_dict().keys()
-    for key, tensor in one.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[key]), key
+def assert_same(left: nn.Module, right: nn.Module) -> None:
+    assert left.state_dict().keys() == right.state_dict().keys()
+    for key, tensor in left.state_dict().items():
+        assert torch.equal(tensor, right.state_dict()[key]), key
 
 
 def message(source: str | Path, **kwargs: Any) -> str:
@@ -186,14 +186,14 @@ def test_hugging_face_round_trip(tmp_path: Path, arguments: dict) -> None:
     path, mae = bamboo_checkpoint(tmp_path / "last.ckpt", arguments)
     written = export(path, "hf", tmp_path / "hf")
     assert {p.name for p in written} == {"config.json", "model.safetensors", "preprocessor_config.json"}
-    model, told = ViTMAEForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
-    assert not any(told.values()), told
+    model, info = ViTMAEForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values()), info
     x, noise = images(arguments), torch.rand(2, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        ours, theirs = mae(x, noise), model.eval()(x, noise=noise)
-    assert torch.allclose(ours.loss, theirs.loss, rtol=1e-5)
-    logits = theirs.logits.gather(1, ours.masked.unsqueeze(-1).expand_as(ours.predicted))
-    assert torch.allclose(ours.predicted, logits, atol=1e-5)
+        output, expected = mae(x, noise), model.eval()(x, noise=noise)
+    assert torch.allclose(output.loss, expected.loss, rtol=1e-5)
+    logits = expected.logits.gather(1, output.masked.unsqueeze(-1).expand_as(output.predicted))
+    assert torch.allclose(output.predicted, logits, atol=1e-5)
     assert_same(load_mae(tmp_path / "hf"), mae)
     assert_same(load_encoder(f"hf:{tmp_path / 'hf'}")[0], mae.encoder)
 
@@ -204,9 +204,9 @@ def test_hugging_face_export_says_how_pixels_are_standardised(tmp_path: Path) ->
     content["hyper_parameters"]["mean"], content["hyper_parameters"]["std"] = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     torch.save(content, path)
     export(path, "hf", tmp_path)
-    told = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert (told["image_mean"], told["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    assert told["size"] == {"height": 32, "width": 32}
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (processor["image_mean"], processor["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert processor["size"] == {"height": 32, "width": 32}
     for source in (path, tmp_path):
         assert torch.allclose(pixel_scale(source).mean.flatten() / 255, torch.tensor([0.1, 0.2, 0.3]))
         assert torch.allclose(pixel_scale(source).std.flatten() / 255, torch.tensor([0.4, 0.5, 0.6]))
@@ -254,8 +254,8 @@ def test_hugging_face_vitmae_loads_with_equal_loss(tmp_path: Path, names: str, e
     assert all(key.startswith("decoder.") for key in report.unused)
     with torch.no_grad():
         everything = ViTMAEModel.from_pretrained(tmp_path, mask_ratio=0.0).eval()
-        theirs = everything(x, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
-        assert torch.allclose(encoder.forward_features(x), theirs, atol=1e-5)
+        expected = everything(x, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
+        assert torch.allclose(encoder.forward_features(x), expected, atol=1e-5)
 
 
 def test_released_hugging_face_names_load(tmp_path: Path) -> None:
@@ -289,8 +289,8 @@ def test_hugging_face_vit_gives_equal_features(tmp_path: Path, kind: type, sizes
     encoder, report = load_encoder(tmp_path)
     x = images({"image_size": sizes["image_size"], "in_chans": sizes.get("num_channels", 3)})
     with torch.no_grad():
-        theirs = getattr(model, "vit", model)(x).last_hidden_state
-        assert torch.allclose(encoder.forward_features(x), theirs, atol=1e-5)
+        expected = getattr(model, "vit", model)(x).last_hidden_state
+        assert torch.allclose(encoder.forward_features(x), expected, atol=1e-5)
     assert encoder.pos_embed.requires_grad  # learned, not the sin-cos table
     assert set(report.unused.values()) == {"the classifier head or pooling, left out"}
     with pytest.raises(InputError, match="no masked autoencoder"):

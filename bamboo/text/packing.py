@@ -170,8 +170,8 @@ def _write_split(parts: Sequence[Path], chosen: NDArray[np.bool_], path: Path) -
         for name in parts:
             with np.load(name) as part:
                 lengths = part["lengths"]
-                mine = chosen[position : position + len(lengths)]
-                part["tokens"][np.repeat(mine, lengths)].tofile(file)
-            position, tokens = position + len(lengths), tokens + int(lengths[mine].sum())
+                own = chosen[position : position + len(lengths)]
+                part["tokens"][np.repeat(own, lengths)].tofile(file)
+            position, tokens = position + len(lengths), tokens + int(lengths[own].sum())
         os.fsync(file.fileno())
     return {"tokens": tokens, "documents": int(chosen.sum())}

@@ -11,6 +11,7 @@ from bamboo.text.pretraining import MLMPretraining
 from tests.runs import load
 
 SENTENCE = "A dog is an [MASK] that people keep as a [MASK]."
+TEXTS = ["A dog, naïve and 犬, barks.", "Short."]
 TINY = {"shape": {"depth": 2, "width": 16, "heads": 2}, "vocab_size": 500, "positions": 64}
 
 
@@ -30,9 +31,7 @@ def tokenizer(checkpoint):
 
 
 def encode(folder):
-    return AutoTokenizer.from_pretrained(folder)(
-        ["A dog, naïve and 犬, barks.", "Short."], padding=True, return_tensors="pt"
-    )
+    return AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta-prelayernorm", "modernbert"])
@@ -40,20 +39,15 @@ def test_an_exported_folder_gives_equal_outputs(architecture, tokenizer, tmp_pat
     path = save(MLMPretraining(architecture=architecture, **TINY), tmp_path / "last.ckpt", tokenizer)
     name, _ = export_text(path, tmp_path / "folder")
     assert name == "AutoModelForMaskedLM"
-    ours, theirs = load_text(path), AutoModelForMaskedLM.from_pretrained(tmp_path / "folder").eval()
+    loaded, exported = load_text(path), AutoModelForMaskedLM.from_pretrained(tmp_path / "folder").eval()
     encoded = encode(tmp_path / "folder")
-    assert (
-        encoded["input_ids"].tolist()
-        == ours.tokenizer(["A dog, naïve and 犬, barks.", "Short."], padding=True)["input_ids"]
-    )
-    left, right = (
-        model(encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits for model in (theirs, ours.model)
-    )
+    assert encoded["input_ids"].tolist() == loaded.tokenizer(TEXTS, padding=True)["input_ids"]
     read = encoded["attention_mask"].bool()
+    left, right = (model(encoded["input_ids"], attention_mask=read).logits for model in (exported, loaded.model))
     torch.testing.assert_close(left[read], right[read])
     again = AutoTokenizer.from_pretrained(tmp_path / "folder")
     assert (again.mask_token, again.model_max_length) == ("[MASK]", 64)
-    special = {key: value for key, value in theirs.config.to_dict().items() if key.endswith("token_id")}
+    special = {key: value for key, value in exported.config.to_dict().items() if key.endswith("token_id")}
     assert all(value is None or value < 5 for value in special.values()), special
     assert load_text(tmp_path / "folder").notes == ()
 
@@ -63,12 +57,11 @@ def test_the_encoder_alone_of_a_classification_leaves(tokenizer, tmp_path):
     path = save(TextClassification(architecture="bert", **TINY), tmp_path / "last.ckpt", tokenizer)
     name, _ = export_text(path, tmp_path / "folder")
     assert name == "AutoModel"
-    theirs, encoded = AutoModel.from_pretrained(tmp_path / "folder", add_pooling_layer=False).eval(), None
-    assert type(theirs).__name__ == "BertModel"
-    encoded = encode(tmp_path / "folder")
-    ours = load_text(path)
-    assert "drawn at random" in ours.notes[0]
-    left, right = (model(encoded["input_ids"]).last_hidden_state for model in (theirs, ours.model.base_model))
+    exported = AutoModel.from_pretrained(tmp_path / "folder", add_pooling_layer=False).eval()
+    assert type(exported).__name__ == "BertModel"
+    encoded, loaded = encode(tmp_path / "folder"), load_text(path)
+    assert "drawn at random" in loaded.notes[0]
+    left, right = (model(encoded["input_ids"]).last_hidden_state for model in (exported, loaded.model.base_model))
     torch.testing.assert_close(left, right)
 
 

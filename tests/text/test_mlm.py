@@ -52,17 +52,17 @@ def gradients(model, loss):
 def test_loss_and_gradients_equal_those_of_transformers_with_dense_labels(architecture):
     model = model_of(architecture)
     _, masked = masked_batch()
-    ours = guess(model, masked)
-    ours_gradients = gradients(model, ours.loss)
-    theirs = model(masked.input_ids, labels=dense_labels(masked))
-    theirs_gradients = gradients(model, theirs.loss)
-    torch.testing.assert_close(ours.loss, theirs.loss)
-    assert ours_gradients.keys() == theirs_gradients.keys()
-    for name, gradient in ours_gradients.items():
-        torch.testing.assert_close(gradient, theirs_gradients[name], msg=name)
-    predicted = theirs.logits.argmax(-1).gather(1, masked.positions)
-    assert ours.right == (predicted == masked.labels).sum()
-    assert ours.asked == 30
+    output = guess(model, masked)
+    own_gradients = gradients(model, output.loss)
+    reference = model(masked.input_ids, labels=dense_labels(masked))
+    reference_gradients = gradients(model, reference.loss)
+    torch.testing.assert_close(output.loss, reference.loss)
+    assert own_gradients.keys() == reference_gradients.keys()
+    for name, gradient in own_gradients.items():
+        torch.testing.assert_close(gradient, reference_gradients[name], msg=name)
+    predicted = reference.logits.argmax(-1).gather(1, masked.positions)
+    assert output.right == (predicted == masked.labels).sum()
+    assert output.asked == 30
 
 
 def test_the_bert_that_is_built_is_transformers_own_bert():
@@ -70,11 +70,11 @@ def test_the_bert_that_is_built_is_transformers_own_bert():
         vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
         max_position_embeddings=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    theirs, ours = BertForMaskedLM(config), model_of("bert")
-    theirs.load_state_dict(ours.state_dict())
+    reference, output = BertForMaskedLM(config), model_of("bert")
+    reference.load_state_dict(output.state_dict())
     _, masked = masked_batch()
     labels = dense_labels(masked)
-    torch.testing.assert_close(guess(ours, masked).loss, theirs(masked.input_ids, labels=labels).loss)
+    torch.testing.assert_close(guess(output, masked).loss, reference(masked.input_ids, labels=labels).loss)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -96,12 +96,12 @@ def test_documents_in_one_block_are_read_as_if_each_were_padded_on_its_own(archi
         labels[row, 1:3] = document[1:3]
         places += [start + 1, start + 2]
         start += length
-    theirs = model(padded, attention_mask=read, labels=labels)
+    reference = model(padded, attention_mask=read, labels=labels)
     positions = torch.tensor([places])
-    ours = guess(model, Masked(block, positions, block.gather(1, positions)), numbers)
-    torch.testing.assert_close(ours.loss, theirs.loss)
-    mine, other = gradients(model, ours.loss), gradients(model, theirs.loss)
-    for name, gradient in mine.items():
+    output = guess(model, Masked(block, positions, block.gather(1, positions)), numbers)
+    torch.testing.assert_close(output.loss, reference.loss)
+    own, other = gradients(model, output.loss), gradients(model, reference.loss)
+    for name, gradient in own.items():
         torch.testing.assert_close(gradient, other[name], atol=2e-6, rtol=1e-4, msg=name)
 
 
@@ -109,9 +109,9 @@ def test_documents_in_one_block_are_read_as_if_each_were_padded_on_its_own(archi
 def test_one_document_is_read_as_transformers_reads_it(architecture):
     model = model_of(architecture).eval()
     ids, _ = masked_batch()
-    theirs = model.base_model(ids).last_hidden_state
-    torch.testing.assert_close(hidden_states(model, ids), theirs)
-    torch.testing.assert_close(hidden_states(model, ids, torch.zeros_like(ids)), theirs)
+    reference = model.base_model(ids).last_hidden_state
+    torch.testing.assert_close(hidden_states(model, ids), reference)
+    torch.testing.assert_close(hidden_states(model, ids, torch.zeros_like(ids)), reference)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -139,8 +139,8 @@ def test_the_partners_of_bert_base_have_its_parameters(name, architecture):
 def test_nothing_asked_for_is_no_loss_and_no_gradient():
     model = model_of("bert")
     _, masked = masked_batch()
-    found = guess(model, masked._replace(labels=torch.full_like(masked.labels, IGNORED)))
-    assert (found.loss.item(), found.asked.item(), found.right.item()) == (0.0, 0, 0)
+    guesses = guess(model, masked._replace(labels=torch.full_like(masked.labels, IGNORED)))
+    assert (guesses.loss.item(), guesses.asked.item(), guesses.right.item()) == (0.0, 0, 0)
 
 
 def test_dropout_is_what_was_asked_for():

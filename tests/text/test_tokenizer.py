@@ -107,20 +107,22 @@ def test_tokenizers_of_other_kinds_are_read_by_role_and_make_a_corpus(make, spec
 
 def test_a_folder_without_a_tokenizer_json_is_read_by_auto_tokenizer(tmp_path):
     roberta(tmp_path)
-    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    reference = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     (tmp_path / "old").mkdir()
-    theirs.model.save(str(tmp_path / "old"))  # vocab.json and merges.txt
+    reference.model.save(str(tmp_path / "old"))  # vocab.json and merges.txt
     (tmp_path / "old" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
-    ours = load_tokenizer(tmp_path / "old")
-    assert special_ids(ours) == special_ids(load_tokenizer(tmp_path))
-    assert ours.encode("Some text.").ids == theirs.encode("Some text.").ids
+    tokenizer = load_tokenizer(tmp_path / "old")
+    assert special_ids(tokenizer) == special_ids(load_tokenizer(tmp_path))
+    assert tokenizer.encode("Some text.").ids == reference.encode("Some text.").ids
 
 
-def same(ours, theirs, text):
-    pairs = ours.encode(text), theirs(text)
+def same(tokenizer, reference, text):
+    pairs = tokenizer.encode(text), reference(text)
     assert pairs[0].ids == pairs[1]["input_ids"]
-    assert ours.encode(text, add_special_tokens=False).ids == theirs(text, add_special_tokens=False)["input_ids"]
-    two = ours.encode(text, "And more."), theirs(text, "And more.")
+    assert (
+        tokenizer.encode(text, add_special_tokens=False).ids == reference(text, add_special_tokens=False)["input_ids"]
+    )
+    two = tokenizer.encode(text, "And more."), reference(text, "And more.")
     assert (two[0].ids, two[0].type_ids) == (two[1]["input_ids"], two[1]["token_type_ids"])
 
 
@@ -130,10 +132,10 @@ def test_berts_vocabulary_encodes_as_berts_tokenizer_does(trained, tmp_path, cas
     words = sorted(set(trained.get_vocab()) - set(BERT_SPECIAL))
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([BERT_SPECIAL[0], *unused, *BERT_SPECIAL[1:], *words]), encoding="utf-8")
-    ours = load_tokenizer(path, cased)
-    assert special_ids(ours) == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
+    tokenizer = load_tokenizer(path, cased)
+    assert special_ids(tokenizer) == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
     for text in [*HARD.values(), *list(topics.values())[:20]]:
-        same(ours, BertTokenizer(str(path), do_lower_case=not cased), text)
+        same(tokenizer, BertTokenizer(str(path), do_lower_case=not cased), text)
     config = {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     for text in HARD.values():
@@ -147,11 +149,11 @@ def test_a_saved_tokenizer_is_the_same_to_transformers_and_to_us(trained, tmp_pa
     other.save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(tmp_path).to_str() == trained.to_str()
     save_tokenizer(trained, tmp_path, longest=64)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert [getattr(theirs, f"{role}_token") for role in ROLES] == list(BERT_SPECIAL)
-    assert (len(theirs), theirs.model_max_length) == (trained.get_vocab_size(), 64)
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    assert [getattr(reference, f"{role}_token") for role in ROLES] == list(BERT_SPECIAL)
+    assert (len(reference), reference.model_max_length) == (trained.get_vocab_size(), 64)
     for text in HARD.values():
-        same(trained, theirs, text)
+        same(trained, reference, text)
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         assert load_tokenizer(path).to_str() == trained.to_str()
 
