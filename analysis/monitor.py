@@ -1,7 +1,7 @@
 """Log how alike tokens are, layer by layer, while a model trains."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +18,7 @@ from .architectures import Prefix, Stack, find_prefix, find_stack
 from .captures import State, capture
 from .inputs import words_of
 from .measures.similarity_split import sample_sums, split
+from .profiling import profile
 
 ENCODERS = ("mae.encoder", "encoder", "model", "backbone", "network")
 LOGGED = {
@@ -45,23 +46,35 @@ class SimilarityMonitor(Callback):
         every_n_steps: optimizer steps between two looks.
         layers: layers to draw curves of, 0 the embedding, negative from the end; by default five, evenly spaced.
         blocks: path of the list of blocks in the module, where it cannot be found.
+        held_out: look at so many whole held-out samples, before the step and after the last one, instead of at what
+            the model is trained on.
+        points: looks over the whole of training, evenly spaced, instead of `every_n_steps`.
 
     Raises:
         InputError: at the start of training, where there is no list of blocks to look at, or texts come without their
             `special_tokens_mask`.
     """
 
-    def __init__(self, every_n_steps: int = 500, layers: Sequence[int] | None = None, blocks: str | None = None):
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        layers: Sequence[int] | None = None,
+        blocks: str | None = None,
+        held_out: int = 0,
+        points: int | None = None,
+    ) -> None:
         if every_n_steps < 1:
             raise InputError(f"every_n_steps must be positive, got {every_n_steps}")
         self.every_n_steps, self.layers, self.blocks = every_n_steps, layers, blocks
-        self.history: list[list[float]] = []
+        self.held_out, self.points = held_out, points
+        self.steps: list[int] = []
+        self.history: list[list[float]] = []  # by step, then by layer
         self._looking = ExitStack()
-        self._last_step = -1
-        self._seen: dict[int, Tensor] = {}
+        self._step = 0
+        self._sums: dict[int, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the blocks."""
+        """Find the blocks, the steps to look at and the held-out samples."""
         self.module = find_encoder(pl_module) if self.blocks is None else pl_module
         self.stack: Stack = find_stack(self.module, self.blocks)
         self.prefix: Prefix = find_prefix(self.module)
@@ -71,37 +84,39 @@ class SimilarityMonitor(Callback):
         if wrong:
             raise InputError(f"layer {wrong[0]} of SimilarityMonitor does not exist: there are {depth} blocks")
         self.chosen = sorted({layer % (depth + 1) for layer in chosen})
+        if self.points:
+            self.every_n_steps = max(int(trainer.estimated_stepping_batches) // self.points, 1)
+        self.samples = list(_held_out(trainer, self.held_out)) if self.held_out else []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start to look, if this step is due; of accumulated batches the first is looked at."""
-        if trainer.global_step % self.every_n_steps or trainer.global_step == self._last_step:
+        """Look, or start to look, if this step is due; of accumulated batches the first is looked at."""
+        step = trainer.global_step
+        if step % self.every_n_steps or step in self.steps[-1:]:
             return
-        self._last_step, self._seen = trainer.global_step, {}
-        counted = _counted(batch)
+        if self.held_out:
+            self._look_at_held_out(trainer, pl_module)
+            return
+        self._step, counted = step, _counted(batch)
 
         def reducer(state: State) -> None:
-            if state.position == "stream" and state.layer not in self._seen:  # the first pass of the step
-                self._seen[state.layer] = self._measure(state.tokens, counted)
+            if state.position == "stream" and state.layer not in self._sums:  # the first pass of the step
+                self._sums[state.layer] = self._measure(state.tokens, counted)
 
         self._looking.enter_context(capture(self.module, reducer, self.stack.path))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop looking, and log."""
+        """Stop looking, and log; look at held-out samples once more after the last step."""
         self._looking.close()
-        if not self._seen:
-            return
-        sums = torch.stack([self._seen[layer] for layer in sorted(self._seen)])
-        self._seen = {}
-        parts = {name: part.tolist() for name, part in split(trainer.strategy.reduce(sums, reduce_op="sum")).items()}
-        self.history.append(parts["token_similarity"])
-        named = {f"{tag}/layer_{i:02d}": parts[name][i] for tag, name in LOGGED.items() for i in self.chosen}
-        logs = {name: value for name, value in named.items() if math.isfinite(value)}
-        for logger in trainer.loggers:
-            logger.log_metrics(logs, step=self._last_step)
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_image("similarity/layers_by_time", self.picture(), self._last_step)
+        if self._sums:
+            sums = torch.stack([self._sums[layer] for layer in sorted(self._sums)])
+            self._sums = {}
+            similarity = split(trainer.strategy.reduce(sums, reduce_op="sum"))
+            self._log(trainer, self._step, {name: part.tolist() for name, part in similarity.items()})
+        last = trainer.global_step == trainer.estimated_stepping_batches
+        if self.held_out and last and trainer.global_step not in self.steps[-1:]:
+            self._look_at_held_out(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hooks behind."""
@@ -109,11 +124,30 @@ class SimilarityMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, so that a resumed run goes on with its picture."""
-        return {"history": self.history, "last_step": self._last_step}
+        return {"steps": self.steps, "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.history, self._last_step = state_dict["history"], state_dict["last_step"]
+        """Take up what an interrupted run has seen; older checkpoints know the last step alone."""
+        self.history = state_dict["history"]
+        self.steps = state_dict.get("steps") or [state_dict["last_step"]] * len(self.history)
+
+    def _look_at_held_out(self, trainer: Trainer, module: Any) -> None:
+        batches = [
+            module.pixels(batch["image"].to(module.device)) if "image" in batch else batch for batch in self.samples
+        ]
+        seen = profile(self.module, batches, list(LOGGED.values()), samples=self.held_out, blocks=self.blocks)
+        self._log(trainer, trainer.global_step, {name: seen.curve(name).mean.tolist() for name in LOGGED.values()})
+
+    def _log(self, trainer: Trainer, step: int, similarity: Mapping[str, list[float]]) -> None:
+        """Keep and log similarities by layer."""
+        self.steps.append(step)
+        self.history.append(similarity["token_similarity"])
+        named = {f"{tag}/layer_{i:02d}": similarity[name][i] for tag, name in LOGGED.items() for i in self.chosen}
+        logs = {name: value for name, value in named.items() if math.isfinite(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(logs, step=step)
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_image("similarity/layers_by_time", self.picture(), step)
 
     def picture(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Similarity as colours (3, layers, times), the embedding at the bottom, each value a square of pixels.
@@ -150,3 +184,15 @@ def _counted(batch: Any) -> Tensor | None:
     ids = batch["input_ids"]
     read: Tensor = batch.get("attention_mask", torch.ones_like(ids)).bool()
     return words_of(read, batch.get("special_tokens_mask"))
+
+
+def _held_out(trainer: Any, samples: int) -> Iterator[Any]:
+    """Batches of the first held-out samples, evenly spread where the data can do that."""
+    data = trainer.datamodule
+    loader = data.probe_loaders(samples)[1] if hasattr(data, "probe_loaders") else data.val_dataloader()
+    taken = 0
+    for batch in loader:
+        yield batch
+        taken += len(next(value for value in batch.values() if isinstance(value, Tensor)))
+        if taken >= samples:
+            return

@@ -1,9 +1,9 @@
 """The claims of the paper, judged by a stated rule from the numbers of a study."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -53,9 +53,10 @@ class Judgement:
     asked: int
     evidence: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+    @property
+    def interval(self) -> str:
+        """The ends of the interval as people read them, empty where there is none."""
+        return "" if self.low is None else f"{self.low:+.3f} to {self.high:+.3f}"
 
 
 def judge(results: Results) -> list[Judgement]:
@@ -64,78 +65,73 @@ def judge(results: Results) -> list[Judgement]:
 
 
 def _judgements(results: Results) -> Iterator[Judgement]:
-    masked = [one for one in results.series if one.kind == "masked"]
-    supervised = [one for one in results.series if one.kind == "supervised"]
-    for one in supervised:
-        yield _one(results, "supervised similarity rises with depth", one, SIMILARITY)
-    for one in supervised:
-        for two in masked:
-            if _agree(one, two):
-                yield _two(results, f"{two.objective}'s similarity rises less with depth", one, two)
-    for one in masked:
-        if name := next((name for name in MASKED_SCORES if _any(results, one, name)), None):
-            yield _one(results, f"deeper and narrower is better under {one.objective}", one, name)
-    for one in supervised:
-        yield _one(results, "deeper and narrower is not better under supervision", one, ACCURACY, claimed=-1)
+    masked = [series for series in results.series if series.kind == "masked"]
+    supervised = [series for series in results.series if series.kind == "supervised"]
+    for series in supervised:
+        yield _judge(results, "supervised similarity rises with depth", SIMILARITY, [series])
+    for series in supervised:
+        for other in (other for other in masked if _agree(series, other)):
+            yield _judge(results, f"{other.objective}'s similarity rises less with depth", SIMILARITY, [series, other])
+    for series in masked:
+        if name := next((name for name in MASKED_SCORES if any(name in o.numbers for o in results.of(series))), None):
+            yield _judge(results, f"deeper and narrower is better under {series.objective}", name, [series])
+    for series in supervised:
+        claim = "deeper and narrower is not better under supervision"
+        yield _judge(results, claim, ACCURACY, [series], claimed=-1)
+
+
+def _judge(results: Results, claim: str, name: str, compared: Sequence[Series], claimed: int = 1) -> Judgement:
+    """Judge the trend of a number of one series, or by how much it lies above that of a second one."""
+    by_seed = [trends(results, series, name) for series in compared]
+    common = [seed for seed in by_seed[0] if all(seed in found for found in by_seed)]
+    seeds = {seed: by_seed[0][seed] - sum(found[seed] for found in by_seed[1:]) for seed in common}
+    trend, low, high = interval([*seeds.values()])
+    means = {series.label: _means(results, series, name) for series in compared}
+    return Judgement(
+        claim=claim,
+        objective=" against ".join(reversed(means)),
+        verdict=verdict(low, high, claimed) if _depths(results) > 1 else "not enough depths",
+        trend=_number(trend),
+        low=_number(low),
+        high=_number(high),
+        seeds=seeds,
+        asked=len(results.study.seeds),
+        evidence="; ".join(f"{label}: {text}" if len(means) > 1 else text for label, text in means.items()),
+    )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def trends(results: Results, series: Series, name: str) -> dict[int, float]:
-    """The slope of a number over log2(depth), by seed, for the seeds whose cells are all finished."""
+    """The least-squares slope of a number over log2(depth), by seed, for the seeds whose cells are all finished.
+
+    There are none where all shapes have one depth.
+    """
+    if _depths(results) < 2:
+        return {}
     by_label = [results.values(series, label, name) for label in results.study.shapes]
     complete = [seed for seed in results.study.seeds if all(seed in values for values in by_label)]
-    depths = [shape.depth for shape in results.study.shapes.values()]
-    return {seed: slope(depths, [values[seed] for values in by_label]) for seed in complete}
-
-
-def slope(depths: Sequence[float], values: Sequence[float]) -> float:
-    """Least-squares slope over log2(depth): the change when depth doubles."""
-    x = np.log2(np.asarray(depths, dtype=np.float64))
-    x = x - x.mean()
-    return float(x @ np.asarray(values) / (x @ x))
+    doublings = np.log2([shape.depth for shape in results.study.shapes.values()])
+    return {seed: float(stats.linregress(doublings, [v[seed] for v in by_label]).slope) for seed in complete}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval by Student's t; NaN ends for fewer than two values."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return mean, math.nan, math.nan
-    reach = float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
-    return mean, mean - reach, mean + reach
+    """Mean, and the ends of its 95 % interval by Student's t; NaN for what too few values do not give."""
+    if len(values) < 2:
+        return values[0] if values else math.nan, math.nan, math.nan
+    mean, reach = np.mean(values), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return float(mean), float(mean - reach), float(mean + reach)
 
 
 def verdict(low: float, high: float, claimed: int = 1) -> Verdict:
     """What an interval says of the claim that a trend is above zero, or below it where `claimed` is -1."""
+    if math.isnan(low):
+        return "not enough seeds"
     if claimed < 0:
         low, high = -high, -low
     return "holds" if low > 0 else "does not hold" if high < 0 else "within the spread"
-
-
-def _one(results: Results, claim: str, series: Series, name: str, claimed: int = 1) -> Judgement:
-    found = trends(results, series, name) if _depths(results) > 1 else {}
-    return _judgement(results, claim, series.label, found, claimed, _means(results, series, name))
-
-
-def _two(results: Results, claim: str, supervised: Series, masked: Series) -> Judgement:
-    found = {}
-    if _depths(results) > 1:
-        one, two = (trends(results, series, SIMILARITY) for series in (supervised, masked))
-        found = {seed: one[seed] - two[seed] for seed in one if seed in two}
-    evidence = "; ".join(f"{s.label}: {_means(results, s, SIMILARITY)}" for s in (supervised, masked))
-    return _judgement(results, claim, f"{masked.label} against {supervised.label}", found, 1, evidence)
-
-
-def _judgement(
-    results: Results, claim: str, objective: str, found: Mapping[int, float], claimed: int, evidence: str
-) -> Judgement:
-    asked = len(results.study.seeds)
-    said: Verdict
-    mean, low, high = interval([*found.values()]) if found else (math.nan, math.nan, math.nan)
-    if _depths(results) < 2:
-        said = "not enough depths"
-    else:
-        said = "not enough seeds" if len(found) < 2 else verdict(low, high, claimed)
-    trend, *ends = (None if math.isnan(value) else value for value in (mean, low, high))
-    return Judgement(claim, objective, said, trend, ends[0], ends[1], dict(found), asked, evidence)
 
 
 def _means(results: Results, series: Series, name: str) -> str:
@@ -150,10 +146,6 @@ def _means(results: Results, series: Series, name: str) -> str:
 
 def _depths(results: Results) -> int:
     return len({shape.depth for shape in results.study.shapes.values()})
-
-
-def _any(results: Results, series: Series, name: str) -> bool:
-    return any(name in found.numbers for found in results.of(series))
 
 
 def _agree(one: Series, two: Series) -> bool:

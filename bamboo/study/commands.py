@@ -1,6 +1,5 @@
 """`bamboo study` and `bamboo study-report`."""
 
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,8 @@ from bamboo.errors import InputError
 from bamboo.fit.compose import find_config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .results import Results
-    from .spec import Cell, Study
+    from .spec import Study
 
 
 def study(
@@ -50,33 +47,41 @@ def study(
         retry: run failed cells again.
         allow_unequal: let shapes differ by more than 2 % in parameters.
     """
-    from .runner import failures, load_stored, run_cells, store, waiting
+    from .folders import cell_folder, cell_state, failures, load_stored, store, waiting
+    from .results import read_results
+    from .running import run_cells
+    from .spec import check
 
     if config is None:
-        found = load_stored(out)
+        plan = load_stored(out)
         if data or axis or seeds or threads or allow_unequal:
             raise InputError("a study that was begun cannot be changed: give --config and another --out")
     else:
-        found = _read(find_config(config), data, axis, seeds, threads, allow_unequal)
-    if workers is not None and workers < 1:
-        raise InputError(f"workers must be at least 1, got {workers}")
-    found = replace(found, workers=workers or found.workers)
-    chosen = None if cell is None else found.cell(cell)
+        plan = _read(find_config(config), data, axis, seeds, threads, allow_unequal)
+    if workers is not None:
+        plan = check(replace(plan, workers=workers))
+    chosen = None if cell is None else plan.cell(cell)
     if list:
-        _print_cells(found, out)
+        for each in plan.cells():
+            print(f"{each.number:>4}  {cell_state(cell_folder(out, each)):<8} {each.name}")
     elif dry_run:
-        _print_costs(found, out)
+        _print_costs(plan, out)
     elif report_only:
-        _report(found, out)
+        _write_report(read_results(plan, out), out)
     else:
-        left = [one for one in waiting(found, out, retry) if chosen in (None, one)]
-        _check(found, left, out)
-        store(found, out)
-        run_cells(found, left, out, found.workers, _devices(found))
-        for name, reason in failures(found, out).items():
+        left = [each for each in waiting(plan, out, retry) if chosen in (None, each)]
+        if "???" in str(plan.to_dict()):
+            raise InputError("the study reads data of yours: give their folder with --data FOLDER")
+        if left:  # builds the models and finds the data, so that a mistake shows once and before anything runs
+            from .estimates import estimates
+
+            estimates(plan, left, out)
+        store(plan, out)
+        run_cells(plan, left, out, plan.workers, _devices(plan))
+        for name, reason in failures(plan, out).items():
             print(f"failed: {name}: {reason}")
         if chosen is None:
-            _report(found, out)
+            _write_report(read_results(plan, out), out)
 
 
 def study_report(studies: list[Path], *, out: Path) -> None:
@@ -88,100 +93,75 @@ def study_report(studies: list[Path], *, out: Path) -> None:
     """
     from .results import merge_results
 
-    _write(merge_results(studies), out)
+    _write_report(merge_results(studies), out)
 
 
 def _read(
     path: Path, data: str | None, axis: list[str], seeds: int | None, threads: int | None, allow_unequal: bool
 ) -> "Study":
-    from .axes import add_axes, change_configs
+    from .changes import add_axes, set_everywhere
     from .reading import read_study
 
-    for name, value in {"seeds": seeds, "threads": threads}.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-    found = read_study(path, allow_unequal)
+    plan = read_study(path, allow_unequal)
     if seeds is not None:
-        found = replace(found, seeds=tuple(range(seeds)))
+        plan = replace(plan, seeds=[*range(seeds)])
+    if threads is not None:
+        plan = replace(plan, threads=threads)
     if data is not None:
-        found = change_configs(found, "data.init_args.root", data)
-        found = _count_classes(found)
-    return add_axes(replace(found, threads=threads or found.threads), axis)
+        plan = _count_classes(set_everywhere(plan, "data.init_args.root", data))
+    return add_axes(plan, axis)
 
 
-def _count_classes(found: "Study") -> "Study":
+def _count_classes(plan: "Study") -> "Study":
     """Fill in `num_classes: null` from the data."""
-    from .axes import change_configs
+    from .changes import set_everywhere
     from .vision import open_data
 
-    for one in found.objectives.values():
-        for config in (one.config, one.then):
+    for objective in plan.objectives.values():
+        for config in (objective.config, objective.then):
             if config and config["model"]["init_args"].get("num_classes", 0) is None:
-                told = {
-                    "class_path": config["data"]["class_path"],
-                    "init_args": {"root": config["data"]["init_args"]["root"]},
-                }
-                return change_configs(found, "model.init_args.num_classes", open_data(told).num_classes)
-    return found
+                root = {"root": config["data"]["init_args"]["root"]}
+                data = open_data({"class_path": config["data"]["class_path"], "init_args": root})
+                return set_everywhere(plan, "model.init_args.num_classes", data.num_classes)
+    return plan
 
 
-def _check(found: "Study", left: "Sequence[Cell]", out: Path) -> None:
-    """Build the models and find the data before anything is run, so that a mistake shows once and at once."""
-    from .estimates import estimates
-
-    if "???" in str(found.to_dict()):
-        raise InputError("the study reads data of yours: give their folder with --data FOLDER")
-    if left:
-        estimates(found, left, out)
-
-
-def _devices(found: "Study") -> list[str]:
+def _devices(plan: "Study") -> list[str]:
     """GPUs, one worker each; none where training takes all of them, or there are none."""
     import torch
 
-    if found.launch:
+    if plan.launch:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _print_cells(found: "Study", out: Path) -> None:
-    from .cells import cell_folder, cell_state
-
-    for one in found.cells():
-        print(f"{one.number:>4}  {cell_state(cell_folder(out, one)):<8} {one.name}")
-
-
-def _print_costs(found: "Study", out: Path) -> None:
+def _print_costs(plan: "Study", out: Path) -> None:
     from bamboo.tables import table
 
-    from .estimates import estimates
+    from .estimates import NOTE, estimates
 
-    if found.train_samples is None and "???" in str(found.to_dict()):
+    if plan.train_samples is None and "???" in str(plan.to_dict()):
         raise InputError("the study reads data of yours: give their folder with --data FOLDER")
-    costs = estimates(found, found.cells(), out)
+    costs = estimates(plan, plan.cells(), out)
     rows = [["cell", "", "parameters", "FLOPs", "memory", "time"]]
-    for one in found.cells():
-        cost = costs[one.name]
+    for each in plan.cells():
+        cost = costs[each.name]
         spent = _time(cost.seconds) + (" " if cost.measured else "?")
         sizes = (f"{cost.parameters:,}", _scaled(cost.flops), f"{_scaled(cost.memory)}B", spent)
-        rows.append([one.name, str(one.number), *sizes])
+        rows.append([each.name, str(each.number), *sizes])
     total = sum(cost.seconds for cost in costs.values())
     print(table(rows))
-    print(f"\n{len(costs)} cells, {_time(total)} of one worker, {_time(total / found.workers)} with {found.workers}.")
-    print(COSTS_NOTE)
-
-
-COSTS_NOTE = """\
-Parameters are all that are trained, with decoder or head; FLOPs those of all training, forward and backward. Memory is
-that of weights, gradients and moments; the activations of a step come on top. Times with a ? are guessed from the speed
-of a matrix product on this machine, without evaluation; others are those of finished cells."""
+    print(f"\n{len(costs)} cells, {_time(total)} of one worker, {_time(total / plan.workers)} with {plan.workers}.")
+    print(NOTE)
 
 
 def _scaled(value: float) -> str:
     """A number with a prefix of the SI: 3.2e12 is 3.2 T."""
-    power = max(0, min(int(math.log10(max(value, 1)) // 3), 7))
-    return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E', 'Z'][power]}"
+    power = 0
+    while value >= 1000 and power < 7:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {' kMGTPEZ'[power].strip()}"
 
 
 def _time(seconds: float) -> str:
@@ -191,21 +171,14 @@ def _time(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _report(found: "Study", out: Path) -> None:
-    from .results import read_results
-
-    _write(read_results(found, out), out)
-
-
-def _write(results: "Results", out: Path) -> None:
+def _write_report(results: "Results", out: Path) -> None:
     from .claims import judge
     from .report import notes, write_report
 
-    page = write_report(results, out)[0]
-    print(*notes(results), sep="\n", end="\n" if notes(results) else "")
-    for one in judge(results):
-        ends = (
-            "" if one.low is None else f" ({one.trend:+.3f} per doubling of depth, {one.low:+.3f} to {one.high:+.3f})"
-        )
-        print(f"{one.claim} [{one.objective}]: {one.verdict}{ends}")
+    page, *_ = write_report(results, out)
+    for note in notes(results):
+        print(note)
+    for judgement in judge(results):
+        trend = f" ({judgement.trend:+.3f} per doubling of depth, {judgement.interval})" if judgement.interval else ""
+        print(f"{judgement.claim} [{judgement.objective}]: {judgement.verdict}{trend}")
     print(f"wrote {page}")

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,16 +16,20 @@ from bamboo.errors import InputError
 from bamboo.finetune.building import SCRATCH
 from bamboo.fit.lightning import build
 
-from .configs import at, merge
+from .changes import set_keys
 from .results import read_results
 from .running import run_config
 from .spec import Cell, Study
 
 REACHED = 0.35
 """Share of the speed of a large matrix product that training is taken to reach; narrow models reach less."""
-
 BYTES = 16
 """Per parameter under AdamW in fp32: the weight, its gradient and two moments."""
+NOTE = """\
+Parameters are all that are trained, with decoder or head; FLOPs those of all training, forward and backward. Memory is
+that of weights, gradients and moments; the activations of a step come on top. Times with a ? are guessed from the speed
+of a matrix product on this machine, without evaluation; others are those of finished cells."""
+HARDWARE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Estimate:
     flops: float
     memory: float
     seconds: float
-    measured: bool = False
+    measured: bool
 
 
 def estimates(study: Study, cells: Sequence[Cell], out: Path) -> dict[str, Estimate]:
@@ -53,13 +57,14 @@ def estimates(study: Study, cells: Sequence[Cell], out: Path) -> dict[str, Estim
     Raises:
         InputError: where a configuration or its data cannot be used: so bad input shows before anything runs.
     """
-    speed = matmul_flops(study.threads)
-    finished = read_results(study, out).done
+    speed, done = matmul_flops(study.threads), read_results(study, out).done
     kinds: dict[Any, Estimate] = {}
     for cell in cells:
         if (kind := _kind(cell)) not in kinds:
-            costs = [one.cost for one in finished if _kind(one.cell) == kind]
-            kinds[kind] = _measured(_estimate(study, cell, speed), costs)
+            measured = [outcome.seconds for outcome in done if _kind(outcome.cell) == kind]
+            parameters, flops = _count(study, cell)
+            seconds = median(measured) if measured else flops / speed / REACHED
+            kinds[kind] = Estimate(parameters, flops, BYTES * parameters, seconds, bool(measured))
     return {cell.name: kinds[_kind(cell)] for cell in cells}
 
 
@@ -67,28 +72,19 @@ def _kind(cell: Cell) -> Any:
     return cell.label, cell.objective, cell.axes
 
 
-def _measured(estimate: Estimate, costs: list[dict[str, float]]) -> Estimate:
-    if not costs:
-        return estimate
-    spent = median(sum(value for name, value in cost.items() if name.startswith("seconds_")) for cost in costs)
-    return replace(estimate, seconds=spent, measured=True)
-
-
-def _estimate(study: Study, cell: Cell, speed: float) -> Estimate:
+def _count(study: Study, cell: Cell) -> tuple[int, float]:
+    """Parameters of the largest stage and FLOPs of all."""
     objective, parameters, flops = study.objectives[cell.objective], 0, 0.0
     for stage in ("train", "then") if objective.then else ("train",):
         config = run_config(study, cell, Path(cell.name), stage)
-        where = f"objective {cell.objective}" + (", then" if stage == "then" else "")
-        module, data = parse(config, where)
+        module, data = parse(config, f"objective {cell.objective}" + (", then" if stage == "then" else ""))
         parameters = max(parameters, sum(p.numel() for p in module.parameters()))
-        per_sample = 3 * cell.shape.flops(_length(data)) if objective.reads_text else module.flops_per_sample()
-        batch = module.recipe.effective_batch
-        flops += per_sample * _samples(data, config["trainer"], study.train_samples, batch)
-    return Estimate(parameters, flops, BYTES * parameters, flops / speed / REACHED)
-
-
-def _length(data: Any) -> int:
-    return int(data.block_length if hasattr(data, "block_length") else data.length)
+        if objective.reads_text:
+            per_sample = 3 * cell.shape.flops(data.block_length if hasattr(data, "block_length") else data.length)
+        else:
+            per_sample = module.flops_per_sample()
+        flops += per_sample * _samples(data, config["trainer"], study.train_samples, module.recipe.effective_batch)
+    return parameters, flops
 
 
 def parse(config: dict[str, Any], where: str) -> tuple[Any, Any]:
@@ -97,23 +93,22 @@ def parse(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     Raises:
         InputError: names the objective and what is wrong.
     """
+    changes: dict[str, Any] = {"trainer": {**HARDWARE, "logger": False, "callbacks": [], "plugins": []}}
     if config["model"]["init_args"].get("encoder"):
-        config = merge(config, at("model.init_args.encoder", SCRATCH))
-    plain = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
-    config = merge(config, {"trainer": {**plain, "logger": False, "callbacks": [], "plugins": []}})
+        changes["model.init_args.encoder"] = SCRATCH
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # it says which one it sets
     try:
-        cli = build(OmegaConf.to_yaml(OmegaConf.create(config)))
+        cli = build(OmegaConf.to_yaml(OmegaConf.create(set_keys(config, changes))))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return cli.model, cli.datamodule
 
 
-def _samples(data: Any, trainer: dict[str, Any], known: int | None, effective_batch: int = 0) -> float:
+def _samples(data: Any, trainer: dict[str, Any], known: int | None, effective_batch: int) -> float:
     """Samples that a training sees: of its steps if their number is given, else of its epochs."""
-    steps, accumulated = trainer.get("max_steps", -1), trainer.get("accumulate_grad_batches", 1)
-    if steps is not None and steps > 0:
-        return float(steps * (effective_batch or accumulated * data.batch_size))
+    steps = trainer.get("max_steps") or -1
+    if steps > 0:
+        return float(steps * (effective_batch or trainer.get("accumulate_grad_batches", 1) * data.batch_size))
     try:
         data.setup("fit")
         count = len(data.train_dataloader()) * data.batch_size

@@ -1,152 +1,179 @@
 """The report of a study: one page that holds everything, beside the tables and figures that it was made of."""
 
-import html
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bamboo.analysis.figures import Section
-from bamboo.analysis.plots import save_figure
-from bamboo.analysis.report import CSS, html_figure, html_table
-from bamboo.files import atomic_write
+from bamboo.analysis.pages import Cell, Section, Table, write_page
 
 from .claims import RULE, Judgement, judge
-from .figures import draw_all
+from .evaluation import MASKED, TRAIN, UNTRAINED, WHOLE
+from .folders import write_json
+from .pictures import plot_maps, plot_reconstructions
+from .plots import plot_layers, plot_numbers, plot_training
 from .results import NUMBERS, SHARES, Outcome, Results, write_tables
 
-MORE_CSS = """
-td.verdict { font-weight: 600; white-space: nowrap; } td.holds { color: #0a6b2f; } td.does { color: #b42318; }
-tr.failed td { background: #fdf0ee; }
-"""
 MAIN = ("similarity", "effective_rank", "loss", "masked_accuracy", "accuracy", "nearest_neighbours", "linear_probe")
+LOOKS = {"holds": "good", "does not hold": "bad"}
+INTERVALS = "Dots are seeds, lines their means, bars 95 % intervals of the mean over seeds (Student's t)."
 
 
 def write_report(results: Results, out: Path) -> list[Path]:
-    """Write tables, claims.json, figures and report.html into a folder; the paths of all."""
-    judged, sections = judge(results), draw_all(results)
-    paths = write_tables(results, out)
-    paths.append(_write_json(results, judged, out / "study.json"))
-    for section in sections:
-        paths += save_figure(section.figure, out / section.name)
-    page = out / "report.html"
-    with atomic_write(page) as temporary:
-        text = "\n".join(_page(results, judged, sections, out))
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return [page, *paths]
-
-
-def _write_json(results: Results, judged: Sequence[Judgement], path: Path) -> Path:
+    """Write tables, study.json, figures and report.html into a folder; the paths of all, the page first."""
+    judgements = judge(results)
     cells = [
-        {"cell": one.cell.name, "state": one.state, "reason": one.reason, "numbers": one.numbers}
-        for one in results.outcomes
+        {"cell": outcome.cell.name, "state": outcome.state, "reason": outcome.reason, "numbers": outcome.numbers}
+        for outcome in results.outcomes
     ]
-    told = {"study": results.study.to_dict(), "rule": RULE, "claims": [one.to_dict() for one in judged], "cells": cells}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return path
-
-
-def _page(results: Results, judged: Sequence[Judgement], sections: Sequence[Section], out: Path) -> Iterator[str]:
-    study = results.study
-    yield "<!DOCTYPE html>"
-    yield f'<html lang="en"><head><meta charset="utf-8"><title>Depth against width: {html.escape(study.name)}</title>'
-    yield '<link rel="icon" href="data:,">'
-    yield f'<meta name="viewport" content="width=device-width"><style>{CSS}{MORE_CSS}</style></head><body>'
-    yield f"<h1>Depth against width: {html.escape(study.name)}</h1>"
-    yield f'<p class="lead">{html.escape(_lead(results))}</p>'
-    yield from (f'<p class="note">{html.escape(note)}</p>' for note in notes(results))
-    yield "<h2>What the numbers say of the claims</h2>"
-    yield _claims(judged)
-    yield f"<p>{html.escape(RULE)} Similarity is that after the last block, over whole held-out samples.</p>"
-    drawn, last = list(sections), [section for section in sections if section.name == "cost"]
-    for section in drawn:
-        if section not in last:
-            yield f"<h2>{html.escape(section.heading)}</h2>"
-            yield html_figure(section, out)
-    yield "<h2>All cells</h2>"
-    yield "<p>Means over seeds; in brackets the lowest and the highest.</p>"
-    yield html_table(*_means(results))
-    yield "<p>Every cell. Its numbers are in result.json of its folder, layer by layer in profile/profile.csv.</p>"
-    yield _cells(results, out)
-    for section in last:
-        yield f"<h2>{html.escape(section.heading)}</h2>"
-        yield html_figure(section, out)
-    yield "<h2>Settings</h2>"
-    yield html_table(["", ""], _settings(results))
-    yield "</body></html>"
-
-
-def _lead(results: Results) -> str:
-    study, count = results.study, len(results.outcomes)
-    shapes = ", ".join(f"{label} ({shape.parameters:,} parameters)" for label, shape in study.shapes.items())
-    return (
-        f"Blocks of {shapes}; objectives {', '.join(study.objectives)}; {len(study.seeds)} seeds; "
-        f"{len(results.done)} of {count} cells finished."
+    claims = [asdict(judgement) for judgement in judgements]
+    write_json(out / "study.json", {"study": results.study.to_dict(), "rule": RULE, "claims": claims, "cells": cells})
+    shapes = [f"{label} ({shape.parameters:,} parameters)" for label, shape in results.study.shapes.items()]
+    lead = (
+        f"Blocks of {', '.join(shapes)}; "
+        f"objectives {', '.join(results.study.objectives)}; {len(results.study.seeds)} seeds; "
+        f"{len(results.done)} of {len(results.outcomes)} cells finished."
     )
+    title, sections = f"Depth against width: {results.study.name}", list(_sections(results, judgements, out))
+    page, *figures = write_page(out / "report.html", title, lead, sections, notes(results))
+    return [page, *write_tables(results, out), out / "study.json", *figures]
 
 
 def notes(results: Results) -> list[str]:
     """What a reader must know before believing a mean: cells that failed or are not there."""
-    failed = [one for one in results.outcomes if one.state == "failed"]
-    found = [f"{one.cell.name} failed and is in no mean: {one.reason}" for one in failed]
-    missing = [one.cell.name for one in results.outcomes if one.state in ("waiting", "begun")]
+    lines = [f"{o.cell.name} failed and is in no mean: {o.reason}" for o in results.outcomes if o.state == "failed"]
+    missing = [outcome.cell.name for outcome in results.outcomes if outcome.state in ("waiting", "begun")]
     if missing:
         some = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
-        found.append(f"{len(missing)} cells are not finished and in no mean: {some}")
+        lines.append(f"{len(missing)} cells are not finished and in no mean: {some}")
     if results.study.allow_unequal:
-        found.append("the shapes need not be equal in parameters here: allow_unequal is set")
-    return found
+        lines.append("the shapes need not be equal in parameters here: allow_unequal is set")
+    return lines
 
 
-def _claims(judged: Sequence[Judgement]) -> str:
-    head = ("claim", "judged on", "verdict", "trend per doubling of depth", "95 % interval", "seeds", "means by shape")
-    rows = []
-    for one in judged:
-        ends = "" if one.low is None else f"{one.low:+.3f} to {one.high:+.3f}"
-        seeds = f"{len(one.seeds)} of {one.asked}"
-        trend = "" if one.trend is None else f"{one.trend:+.3f}"
-        cells = [one.claim, one.objective, one.verdict, trend, ends, seeds, one.evidence]
-        kind = f"verdict {one.verdict.split()[0]}"
-        rows.append(
-            "".join(
-                f'<td class="{kind}">{html.escape(text)}</td>' if place == 2 else f"<td>{html.escape(text)}</td>"
-                for place, text in enumerate(cells)
-            )
+def _sections(results: Results, judgements: Sequence[Judgement], out: Path) -> Iterator[Section]:
+    rule = f"{RULE} Similarity is that after the last block, over whole held-out samples."
+    yield Section("What the numbers say of the claims", rule, table=_claims(judgements))
+    if results.done:
+        yield from _similarity(results)
+        yield from _scores(results)
+        yield from _pictures(results)
+    text = "Means over seeds; in brackets the lowest and the highest."
+    yield Section("All cells, by shape", text, table=_means(results))
+    text = "Numbers of a cell are in result.json of its folder, layer by layer in profile/profile.csv."
+    yield Section("All cells", text, table=_cells(results, out))
+    if results.done:
+        text = (
+            "Time of one optimizer step, and the memory that its forward pass keeps for the backward pass, at equal "
+            f"parameters. Bytes are counted; time is of the machine that ran them, as busy as it was. {INTERVALS}"
         )
-    top = "".join(f"<th>{name}</th>" for name in head)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+        figure = plot_numbers(results, ["step_seconds", "activation_bytes"])
+        yield Section("Cost against depth", text, figure, "cost")
+    yield Section("Settings", table=Table(["", ""], list(_settings(results))))
 
 
-def _means(results: Results) -> tuple[list[str], list[list[str]]]:
+def _similarity(results: Results) -> Iterator[Section]:
+    text = (
+        "Mean cosine of all pairs of tokens after each block, over whole held-out samples. Lines are means over seeds, "
+        "bands reach from the lowest seed to the highest. Dashed: before training."
+    )
+    figure = plot_layers(results, {WHOLE: "-", UNTRAINED: "--"})
+    yield Section("Similarity over depth", text, figure, "similarity_over_depth")
+    text = f"Similarity after the last block of each shape, at equal parameters. {INTERVALS} Dashed: before training."
+    figure = plot_numbers(results, ["similarity"], before="similarity_untrained")
+    yield Section("Last-layer similarity against depth", text, figure, "similarity_against_depth")
+    text = (
+        "Similarity after the last block while training goes on, on whole held-out samples whatever training masks; "
+        "thin lines are seeds."
+    )
+    yield Section("Similarity along training", text, plot_training(results), "similarity_in_training")
+    text = "The same on training samples, and at the length that masked training sees. Lines are means over seeds."
+    figure = plot_layers(results, {WHOLE: "-", TRAIN: ":", MASKED: "-."})
+    yield Section("Training samples, and masked length", text, figure, "similarity_elsewhere")
+
+
+def _scores(results: Results) -> Iterator[Section]:
+    of_features = (
+        "The encoder before any fine-tuning: nearest neighbours after the final norm, the best layer for a linear "
+        "probe, and the effective rank of the tokens of a sample after the last block."
+    )
+    for name, heading, numbers, text in (
+        (
+            "accuracy",
+            "Accuracy against depth",
+            ["accuracy"],
+            "Held-out accuracy: masked objectives after fine-tuning, supervised ones as trained.",
+        ),
+        (
+            "frozen_features",
+            "Frozen features against depth",
+            ["nearest_neighbours", "linear_probe", "effective_rank"],
+            of_features,
+        ),
+        (
+            "masked_objective",
+            "The masked objective against depth",
+            ["loss", "masked_accuracy"],
+            "How well the hidden part of held-out samples is predicted.",
+        ),
+    ):
+        if measured := [number for number in numbers if results.has(number)]:
+            yield Section(heading, f"{text} {INTERVALS}", plot_numbers(results, measured), name)
+
+
+def _pictures(results: Results) -> Iterator[Section]:
+    """Of the cells of the first seed that has any, for cells of one seed hold out the same images."""
+    seed = min((outcome.cell.seed for outcome in results.done), key=results.study.seeds.index)
+    paths = {outcome.cell: outcome.folder / "pictures.npz" for outcome in results.done if outcome.cell.seed == seed}
+    drawn = {cell: dict(np.load(path)) for cell, path in paths.items() if path.is_file()}
+    rebuilt = {cell: arrays for cell, arrays in drawn.items() if "reconstructions" in arrays}
+    where = f"Cells of seed {seed}; for the other seeds see pictures.npz in their folders."
+    if rebuilt:
+        text = f"Held-out images, what the mask leaves of them, and what each cell makes of that. {where}"
+        yield Section("Reconstructions of the same images", text, plot_reconstructions(rebuilt), "reconstructions")
+    for number in range(min((len(arrays["images"]) for arrays in drawn.values()), default=0)):
+        text = f"Cosine of each patch to the one in the frame, by relative depth. {where}"
+        heading = f"Similarity maps of the same image, {number + 1}"
+        yield Section(heading, text, plot_maps(drawn, number), f"maps_{number + 1}")
+
+
+def _claims(judgements: Sequence[Judgement]) -> Table:
+    head = ("claim", "judged on", "verdict", "trend per doubling of depth", "95 % interval", "seeds", "means by shape")
+    rows = [
+        [
+            judgement.claim,
+            judgement.objective,
+            Cell(judgement.verdict, LOOKS.get(judgement.verdict, "open")),
+            "" if judgement.trend is None else f"{judgement.trend:+.3f}",
+            judgement.interval,
+            f"{len(judgement.seeds)} of {judgement.asked}",
+            judgement.evidence,
+        ]
+        for judgement in judgements
+    ]
+    return Table(head, rows)
+
+
+def _means(results: Results) -> Table:
     names = [name for name in MAIN if results.has(name)]
     rows = []
     for series in results.series:
         for label in results.study.shapes:
-            found = {name: [*results.values(series, label, name).values()] for name in names}
-            count = len(results.of(series, label))
-            rows.append(
-                [
-                    series.label,
-                    label,
-                    f"{count} of {len(results.study.seeds)}",
-                    *(_mean(n, v) for n, v in found.items()),
-                ]
-            )
-    return ["objective", "shape", "seeds", *(NUMBERS[name] for name in names)], rows
+            count = f"{len(results.of(series, label))} of {len(results.study.seeds)}"
+            means = [_mean(name, [*results.values(series, label, name).values()]) for name in names]
+            rows.append([series.label, label, count, *means])
+    return Table(["objective", "shape", "seeds", *(NUMBERS[name] for name in names)], rows)
 
 
 def _mean(name: str, values: Sequence[float]) -> str:
     if not values:
         return ""
-    ends = f" ({show(name, min(values))} to {show(name, max(values))})" if len(values) > 1 else ""
-    return show(name, float(np.mean(values))) + ends
+    ends = f" ({_show(name, min(values))} to {_show(name, max(values))})" if len(values) > 1 else ""
+    return _show(name, float(np.mean(values))) + ends
 
 
-def show(name: str, value: float) -> str:
+def _show(name: str, value: float) -> str:
     """A number as people read it."""
     if name in SHARES:
         return f"{100 * value:.1f} %"
@@ -155,39 +182,31 @@ def show(name: str, value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.3f}"
 
 
-def _cells(results: Results, out: Path) -> str:
+def _cells(results: Results, out: Path) -> Table:
     names = [name for name in NUMBERS if results.has(name)]
-    head = ["cell", "state", *(NUMBERS[name] for name in names), "ms per step", "seconds"]
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join(_cell(one, names, out) for one in results.outcomes)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    rows = [_cell(outcome, names, out) for outcome in results.outcomes]
+    return Table(["cell", "state", *(NUMBERS[name] for name in names), "ms per step", "seconds"], rows)
 
 
-def _cell(one: Outcome, names: Sequence[str], out: Path) -> str:
-    texts = [show(name, one.numbers[name]) if name in one.numbers else "" for name in names]
-    if one.cost:
-        spent = sum(value for name, value in one.cost.items() if name.startswith("seconds_"))
-        texts += [f"{1000 * one.cost['step_seconds']:.1f}" if "step_seconds" in one.cost else "", f"{spent:.0f}"]
-    numbers = "".join(f'<td class="number">{text}</td>' for text in texts)
-    folder = one.folder.relative_to(out) if one.folder.is_relative_to(out) else one.folder
-    name = html.escape(one.cell.name)
-    link = f'<a href="{html.escape(str(folder))}/result.json">{name}</a>' if one.state == "done" else name
-    state = "failed" if one.state == "failed" else ""
-    return f'<tr class="{state}"><td>{link}</td><td>{one.state}</td>{numbers}</tr>'
+def _cell(outcome: Outcome, names: Sequence[str], out: Path) -> list[Cell]:
+    folder = outcome.folder.relative_to(out) if outcome.folder.is_relative_to(out) else outcome.folder
+    link = f"{folder}/result.json" if outcome.state == "done" else ""
+    texts = [_show(name, outcome.numbers[name]) if name in outcome.numbers else "" for name in names]
+    texts.append(f"{1000 * outcome.cost['step_seconds']:.1f}" if "step_seconds" in outcome.cost else "")
+    texts.append(f"{outcome.seconds:.0f}" if outcome.cost else "")
+    look = "failed" if outcome.state == "failed" else ""
+    return [Cell(outcome.cell.name, look, link), Cell(outcome.state, look), *(Cell(t, look or "number") for t in texts)]
 
 
 def _settings(results: Results) -> Iterator[list[str]]:
-    told: dict[str, Any] = results.study.to_dict()
-    for name in ("seeds", "axes", "threads", "launch"):
-        if told.get(name):
-            yield [name, str(told[name])]
-    for name, value in told["evaluation"].items():
+    study = results.study.to_dict()
+    yield from ([name, str(study[name])] for name in ("seeds", "axes", "threads", "launch") if name in study)
+    for name, value in study["evaluation"].items():
         yield [f"evaluation: {name.replace('_', ' ')}", ", ".join(value) if isinstance(value, list) else str(value)]
     for name, objective in results.study.objectives.items():
-        for stage, config in (("", objective.config), (", then", objective.then)):
+        for stage, config in ((name, objective.config), (f"{name}, then", objective.then)):
             if config:
                 trainer = config["trainer"]
                 budget = {key: trainer[key] for key in ("max_epochs", "max_steps", "precision") if key in trainer}
-                yield [f"{name}{stage}", f"{config['model']['class_path']}: {budget}"]
-    devices = sorted({one.device for one in results.done})
-    yield ["devices", ", ".join(devices)]
+                yield [stage, f"{config['model']['class_path']}: {budget}"]
+    yield ["devices", ", ".join(sorted({outcome.device for outcome in results.done}))]

@@ -1,22 +1,20 @@
-"""What the cells of a study found, read from their folders into tables."""
+"""What became of the cells of a study, read from their folders: numbers by objective, shape and seed, and tables."""
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from bamboo.analysis.profiles import Comparison, Profile
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
-from .cells import FAILED, RESULT, cell_folder, cell_state, read_result
-from .runner import load_stored
+from .folders import FAILED, RESULT, cell_folder, cell_state, load_stored, read_json
 from .spec import Cell, Study, check
 
 NUMBERS = {
@@ -41,13 +39,13 @@ NUMBERS = {
 """Names of numbers in a result, in the order of the tables, and what people call them."""
 
 SHARES = (
-    "accuracy",
-    "masked_accuracy",
-    "most_frequent_token",
-    "nearest_neighbours",
-    "linear_probe",
-    "linear_probe_last",
+    *("accuracy", "masked_accuracy", "most_frequent_token"),
+    *("nearest_neighbours", "linear_probe", "linear_probe_last"),
 )
+"""Numbers that are shown in percent."""
+
+STATES = ("waiting", "begun", "failed", "done")
+LAYER = ("layer", "position", "measure", "mean", "low", "high", "n")
 
 
 class Series(NamedTuple):
@@ -74,7 +72,7 @@ class Outcome:
         numbers: what was measured, by the names of `NUMBERS`; the same however often the study is run.
         cost: seconds, which are not.
         reason: why it failed.
-        device: what it ran on.
+        device: what it was run on.
     """
 
     cell: Cell
@@ -93,8 +91,13 @@ class Outcome:
     @cached_property
     def course(self) -> tuple[list[int], NDArray[np.float64]]:
         """Steps (times,) and similarity (times, layers) along the training of a finished cell."""
-        told = json.loads((self.folder / "training.json").read_text(encoding="utf-8"))["similarity"]
-        return [int(step) for step in told], np.asarray(list(told.values()))
+        similarity = read_json(self.folder / "training.json")["similarity"]
+        return [int(step) for step in similarity], np.asarray(list(similarity.values()))
+
+    @property
+    def seconds(self) -> float:
+        """Time of its training and evaluation together."""
+        return sum(value for name, value in self.cost.items() if name.startswith("seconds_"))
 
 
 @dataclass(frozen=True)
@@ -107,33 +110,32 @@ class Results:
     @property
     def done(self) -> list[Outcome]:
         """The finished cells."""
-        return [one for one in self.outcomes if one.state == "done"]
+        return [outcome for outcome in self.outcomes if outcome.state == "done"]
 
     @property
     def series(self) -> list[Series]:
         """Objectives and settings, in the order of the grid."""
-        found = (
-            Series(one.cell.objective, self.study.objectives[one.cell.objective].kind, one.cell.axes)
-            for one in self.outcomes
-        )
-        return list(dict.fromkeys(found))
+        cells = (outcome.cell for outcome in self.outcomes)
+        kinds = {name: objective.kind for name, objective in self.study.objectives.items()}
+        return list(dict.fromkeys(Series(cell.objective, kinds[cell.objective], cell.axes) for cell in cells))
 
     def of(self, series: Series, label: str | None = None) -> list[Outcome]:
         """The finished cells of a series, of one shape or of all."""
         return [
-            one
-            for one in self.done
-            if (one.cell.objective, one.cell.axes) == (series.objective, series.axes)
-            and label in (None, one.cell.label)
+            outcome
+            for outcome in self.done
+            if (outcome.cell.objective, outcome.cell.axes) == (series.objective, series.axes)
+            and label in (None, outcome.cell.label)
         ]
 
     def values(self, series: Series, label: str, name: str) -> dict[int, float]:
-        """A number of a series and shape by seed, of the finished cells that have it."""
-        return {one.cell.seed: one.numbers[name] for one in self.of(series, label) if name in one.numbers}
+        """A number or cost of a series and shape by seed, of the finished cells that have it."""
+        numbers = {outcome.cell.seed: outcome.cost | outcome.numbers for outcome in self.of(series, label)}
+        return {seed: found[name] for seed, found in numbers.items() if name in found}
 
     def has(self, name: str) -> bool:
         """Whether any cell has a number."""
-        return any(name in one.numbers for one in self.done)
+        return any(name in outcome.numbers for outcome in self.done)
 
 
 def read_results(study: Study, out: Path) -> Results:
@@ -144,12 +146,9 @@ def read_results(study: Study, out: Path) -> Results:
 def _outcome(cell: Cell, folder: Path) -> Outcome:
     state = cell_state(folder)
     if state == "done":
-        told = read_result(folder)
-        return Outcome(cell, folder, state, told["numbers"], told["cost"], device=told["device"])
-    if state == "failed":
-        reason = json.loads((folder / FAILED).read_text(encoding="utf-8"))["reason"]
-        return Outcome(cell, folder, state, reason=reason)
-    return Outcome(cell, folder, state)
+        result = read_json(folder / RESULT)
+        return Outcome(cell, folder, state, result["numbers"], result["cost"], device=result["device"])
+    return Outcome(cell, folder, state, reason=read_json(folder / FAILED)["reason"] if state == "failed" else "")
 
 
 def merge_results(folders: Sequence[Path]) -> Results:
@@ -160,97 +159,94 @@ def merge_results(folders: Sequence[Path]) -> Results:
             ended differently in two folders.
     """
     studies = {folder: load_stored(folder) for folder in folders}
-    (first, study), *others = studies.items()
+    (first, merged), *others = studies.items()
     for folder, other in others:
-        study = _united(study, other, first, folder)
-    found: dict[str, Outcome] = {}
-    for folder, one in studies.items():
-        for outcome in read_results(one, folder).outcomes:
-            found[outcome.cell.name] = _better(found.get(outcome.cell.name), outcome)
-    cells = check(study).cells()
-    nowhere = ((cell, found.get(cell.name)) for cell in cells)
-    return Results(study, tuple(replace(o, cell=c) if o else Outcome(c, Path(), "waiting") for c, o in nowhere))
+        merged = _united(merged, other, f"{folder} holds another study than {first}")
+    by_name: dict[str, Outcome] = {}
+    for folder, study in studies.items():
+        for outcome in read_results(study, folder).outcomes:
+            by_name[outcome.cell.name] = _better(by_name.get(outcome.cell.name, outcome), outcome)
+    outcomes = ((cell, by_name.get(cell.name)) for cell in check(merged).cells())
+    return Results(
+        merged, tuple(replace(o, cell=cell) if o else Outcome(cell, Path(), "waiting") for cell, o in outcomes)
+    )
 
 
-def _united(one: Study, two: Study, first: Path, folder: Path) -> Study:
-    ours, theirs = one.identity(), two.identity()
-    for key in ours:
-        if ours[key] != theirs[key]:
-            raise InputError(f"{folder} holds another study than {first}: {key} is {theirs[key]}, not {ours[key]}")
-    for what in ("shapes", "objectives"):
-        mine, other = getattr(one, what), getattr(two, what)
-        clash = next((name for name in mine if name in other and mine[name] != other[name]), None)
-        if clash:
-            raise InputError(f"{folder} holds another study than {first}: {what[:-1]} {clash} differs")
+def _united(one: Study, two: Study, clash: str) -> Study:
+    for name in ("name", "evaluation", "threads", "launch"):
+        if (here := getattr(one, name)) != (there := getattr(two, name)):
+            raise InputError(f"{clash}: {name} is {there}, not {here}")
     if one.axes.keys() != two.axes.keys():
-        raise InputError(f"{folder} has other axes than {first}: {[*two.axes]}, not {[*one.axes]}")
-    axes = {name: tuple(dict.fromkeys([*values, *two.axes[name]])) for name, values in one.axes.items()}
-    shapes, objectives = one.shapes | two.shapes, one.objectives | two.objectives
-    shapes = dict(sorted(shapes.items(), key=lambda item: item[1].depth))
-    seeds = tuple(sorted({*one.seeds, *two.seeds}))
-    unequal = one.allow_unequal or two.allow_unequal
-    return replace(one, shapes=shapes, objectives=objectives, axes=axes, seeds=seeds, allow_unequal=unequal)
+        raise InputError(f"{clash}: its axes are {[*two.axes]}, not {[*one.axes]}")
+    for kind, left, right in (
+        ("shape", one.shapes, two.shapes),
+        ("objective", one.objectives, two.objectives),
+    ):
+        if differing := [name for name in left.keys() & right.keys() if left[name] != right[name]]:
+            raise InputError(f"{clash}: {kind} {differing[0]} differs")
+    shapes = one.shapes | two.shapes
+    return replace(
+        one,
+        shapes=dict(sorted(shapes.items(), key=lambda item: item[1].depth)),
+        objectives=one.objectives | two.objectives,
+        axes={name: list(dict.fromkeys([*values, *two.axes[name]])) for name, values in one.axes.items()},
+        seeds=sorted({*one.seeds, *two.seeds}),
+        allow_unequal=one.allow_unequal or two.allow_unequal,
+    )
 
 
-ORDER = ("waiting", "begun", "failed", "done")
-
-
-def _better(one: Outcome | None, two: Outcome) -> Outcome:
-    if one is None:
-        return two
+def _better(one: Outcome, two: Outcome) -> Outcome:
+    """The outcome that got further, of two of one cell; if both are done they must agree."""
     if one.state == two.state == "done" and one.numbers != two.numbers:
         name = next(name for name in {**one.numbers, **two.numbers} if one.numbers.get(name) != two.numbers.get(name))
         values = f"{one.numbers.get(name)} in {one.folder} and {two.numbers.get(name)} in {two.folder}"
         raise InputError(f"cell {one.cell.name} ended differently: {name} is {values}; remove one of them")
-    return max(one, two, key=lambda outcome: ORDER.index(outcome.state))
+    return max(one, two, key=lambda outcome: STATES.index(outcome.state))
 
 
 def write_tables(results: Results, out: Path) -> list[Path]:
     """Write cells.csv, layers.csv and training.csv, the same for every run of a study, and costs.csv, which is not."""
-    axes = list(results.study.axes)
     numbers = [name for name in NUMBERS if results.has(name)]
-    costs = list(dict.fromkeys(name for one in results.done for name in one.cost))
-    cell_head = ("cell", "objective", "shape", "depth", "width", "heads", *axes, "seed", "state", "reason")
+    cells = ["cell", "objective", "shape", "depth", "width", "heads", *results.study.axes, "seed", "state", "reason"]
+    costs = [{"cell": done.cell.name, "device": done.device, **done.cost} for done in results.done]
     tables = {
-        "cells": ((*cell_head, *numbers, "file"), (_row(one, axes, numbers) for one in results.outcomes)),
-        "layers": (("cell", "model", "samples", "length", *LAYER, "file"), _layers(results)),
-        "training": (("cell", "step", "layer", "token_similarity", "file"), _courses(results)),
-        "costs": (
-            ("cell", "device", *costs),
-            ([one.cell.name, one.device, *(one.cost.get(name, "") for name in costs)] for one in results.done),
-        ),
+        "cells": pd.DataFrame(map(_row, results.outcomes), columns=[*cells, *numbers, "file"], dtype=object),
+        "layers": pd.DataFrame(_layers(results), columns=["cell", "model", "samples", "length", *LAYER, "file"]),
+        "training": pd.DataFrame(_courses(results), columns=["cell", "step", "layer", "token_similarity", "file"]),
+        "costs": pd.DataFrame(costs),
     }
-    return [_write(out / f"{name}.csv", head, rows) for name, (head, rows) in tables.items()]
+    for name, table in tables.items():
+        with atomic_write(out / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+    return [out / f"{name}.csv" for name in tables]
 
 
-LAYER = ("layer", "position", "measure", "mean", "low", "high", "n")
-
-
-def _row(one: Outcome, axes: Sequence[str], numbers: Sequence[str]) -> list[Any]:
-    cell, own = one.cell, dict(one.cell.axes)
-    sizes = (cell.shape.depth, cell.shape.width, cell.shape.heads)
-    values = (one.numbers.get(name, "") for name in numbers)
-    told = [cell.name, cell.objective, cell.label, *sizes, *(own.get(name, "") for name in axes), cell.seed]
-    return [*told, one.state, one.reason, *values, f"cells/{cell.name}/{RESULT}" if one.state == "done" else ""]
+def _row(outcome: Outcome) -> dict[str, Any]:
+    cell, shape = outcome.cell, outcome.cell.shape
+    return {
+        "cell": cell.name,
+        "objective": cell.objective,
+        "shape": cell.label,
+        "depth": shape.depth,
+        "width": shape.width,
+        "heads": shape.heads,
+        **dict(cell.axes),
+        "seed": cell.seed,
+        "state": outcome.state,
+        "reason": outcome.reason,
+        **outcome.numbers,
+        "file": f"cells/{cell.name}/{RESULT}" if outcome.state == "done" else "",
+    }
 
 
 def _layers(results: Results) -> Iterator[list[Any]]:
-    for one in results.done:
-        for row in Comparison(tuple(one.profiles.values())).rows():
-            yield [one.cell.name, *row[0].split(", "), *row[1:], f"cells/{one.cell.name}/profile/profile.csv"]
+    for done in results.done:
+        for label, *row in Comparison(tuple(done.profiles.values())).rows():
+            yield [done.cell.name, *label.split(", "), *row, f"cells/{done.cell.name}/profile/profile.csv"]
 
 
 def _courses(results: Results) -> Iterator[list[Any]]:
-    for one in results.done:
-        steps, table = one.course
-        for step, row in zip(steps, table.tolist(), strict=True):
-            for layer, value in enumerate(row):
-                yield [one.cell.name, step, layer, value, f"cells/{one.cell.name}/training.json"]
-
-
-def _write(path: Path, head: Iterable[str], rows: Iterable[Sequence[Any]]) -> Path:
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(rows)
-    return path
+    for done in results.done:
+        for step, layers in zip(*done.course, strict=True):
+            for layer, value in enumerate(layers.tolist()):
+                yield [done.cell.name, step, layer, value, f"cells/{done.cell.name}/training.json"]

@@ -1,24 +1,28 @@
-"""One cell from start to end: train, follow up, measure, and write its result last."""
+"""Cells from start to end: train, follow up, measure, and write the result last; several cells at a time."""
 
 import contextlib
+import fcntl
 import gc
-import json
 import math
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
 from bamboo.files import atomic_write
-from bamboo.fit.compose import resolve
+from bamboo.fit.compose import resolve, select
+from bamboo.workers import Report, run_tasks
 
-from .cells import FAILED, RESULT, cell_folder, checkpoint, write_failure, write_json
-from .configs import at, has_key, merge
-from .spec import Cell, Study, axis_key
+from .changes import set_keys
+from .folders import FAILED, RESULT, cell_folder, cell_state, checkpoint, read_json, write_failure, write_json
+from .spec import Cell, Study, axis_key, has_key
 
 REPLACED = ("SimilarityMonitor", "ReconstructionPanel", "NeighbourProbe", "FilledSentences", "TQDMProgressBar")
 """Callbacks of a configuration that a study does without, for it measures the same itself."""
@@ -28,92 +32,89 @@ class NotFinite(ValueError):
     """A cell ended with numbers that are none."""
 
 
-def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, Any]:
-    """What `bamboo fit` is run with for a stage of a cell, `train` or `then`: complete, without interpolations."""
-    objective = study.objectives[cell.objective]
-    base: dict[str, Any] = objective.config if stage == "train" else objective.then or {}
-    parts: list[dict[str, Any]] = [
-        base,
-        {"seed_everything": cell.seed},
-        at("model.init_args.shape", asdict(cell.shape)),
-    ]
-    if stage == "train":
-        parts += [at(axis_key(name), value) for name, value in cell.axes]
-        if "batch_size" in dict(cell.axes):  # which a recipe's own batch would undo by accumulation
-            parts.append(at("model.init_args.recipe.effective_batch", 0))
-    else:
-        parts.append(at("model.init_args.encoder", str(checkpoint(folder, "train"))))
-    parts.append(at("trainer.enable_progress_bar", False))
-    parts.append(at("trainer.enable_model_summary", False))
-    parts.append({"checkpoint": {"dirpath": str(folder / stage), "save_last": True, "enable_version_counter": False}})
-    if has_key(base, "trainer.logger.init_args"):
-        logs = {"save_dir": str(folder), "name": stage, "version": "logs"}
-        parts.append(at("trainer.logger.init_args", logs))
-    kept = [
-        one
-        for one in base.get("trainer", {}).get("callbacks") or []
-        if one["class_path"].split(".")[-1] not in REPLACED
-    ]
-    if stage == "train":
-        points = {"points": study.evaluation.points, "samples": study.evaluation.point_samples}
-        record = {"class_path": "bamboo.study.recording.StudyRecord"}
-        kept.append({**record, "init_args": {"folder": str(folder / stage), **points}})
-    parts.append(at("trainer.callbacks", kept))
-    return resolve(merge(*parts), complete=False)
+def run_cells(study: Study, cells: Sequence[Cell], out: Path, workers: int, devices: Sequence[str] = ()) -> None:
+    """Run cells in worker processes, one for each of `devices` (numbers of GPUs), or `workers` without GPUs.
+
+    A cell whose worker dies, for want of memory or by a signal, is recorded as failed, and the others go on.
+    """
+    threads = {"OMP_NUM_THREADS": str(study.threads), "MKL_NUM_THREADS": str(study.threads)}
+    environments = [threads | {"CUDA_VISIBLE_DEVICES": device} for device in devices] or [threads] * workers
+    total = len(study.cells())
+
+    def ended(cell: Cell, reason: str | None) -> None:
+        if reason:
+            write_failure(cell_folder(out, cell), reason)
+        bar.update()
+
+    with tqdm(total=total, initial=total - len(cells), unit="cell", dynamic_ncols=True) as bar:
+        run_tasks(partial(_work, study, out), cells, environments, ended, bar)
 
 
-def run_cell(study: Study, cell: Cell, out: Path) -> None:
+def _work(study: Study, out: Path, cell: Cell, _: Report) -> None:
+    run_locked(study, cell, out)
+
+
+def run_locked(study: Study, cell: Cell, out: Path) -> None:
+    """Run a cell unless it is done, alone: another process that wants it waits, and finds it done."""
+    folder = cell_folder(out, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the process, however it ends
+        if cell_state(folder) != "done":
+            run_cell(study, cell, folder)
+
+
+def run_cell(study: Study, cell: Cell, folder: Path) -> None:
     """Run a cell, or what is left of it, and write its `result.json`; what it prints goes to its `log.txt`.
 
     Whatever goes wrong is written to `failed.json` instead, and is not raised.
     """
-    folder = cell_folder(out, cell)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
-    with (folder / "log.txt").open("a", encoding="utf-8") as log, _threads(study.threads):
+    with (folder / "log.txt").open("a", encoding="utf-8") as log, _resources(study.threads):
         try:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 _run(study, cell, folder, log)
         except Exception as error:  # whatever it is, the other cells go on
-            import traceback
-
             traceback.print_exc(file=log)
             write_failure(folder, f"{type(error).__name__}: {' '.join(str(error).split())}")
-        finally:
-            _tidy()
 
 
 def _run(study: Study, cell: Cell, folder: Path, log: TextIO) -> None:
-    stages = ["train", *(["then"] if study.objectives[cell.objective].then else [])]
-    cpu = time.process_time()
-    seconds = {stage: _fit(study, cell, folder, stage, log) for stage in stages}
+    from .evaluation import evaluate  # once the process has its environment
+
+    objective, cpu = study.objectives[cell.objective], time.process_time()
+    cost = {"seconds_train": _fit(study, cell, folder, "train", log)}
+    if objective.then:
+        cost["seconds_then"] = _fit(study, cell, folder, "then", log)
     since = time.perf_counter()
-    if study.objectives[cell.objective].reads_text:
-        from .text import evaluate
-    else:
-        from .vision import evaluate
-    numbers, cost = evaluate(study, cell, folder)
-    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
-    if bad:
+    numbers, step_cost = evaluate(study, cell, folder)
+    if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
         raise NotFinite(f"{', '.join(bad)} of the trained model is not a number")
-    cost |= {f"seconds_{stage}": spent for stage, spent in seconds.items()}
+    cost = step_cost | cost
     cost |= {"seconds_evaluation": time.perf_counter() - since, "cpu_seconds": time.process_time() - cpu}
-    objective = {"objective": cell.objective, "kind": study.objectives[cell.objective].kind}
-    grid = {"label": cell.label, "shape": asdict(cell.shape), "axes": dict(cell.axes), "seed": cell.seed}
-    told = {"cell": cell.name, **objective, **grid, "numbers": numbers, "cost": cost, **_where()}
-    write_json(folder / RESULT, told)
+    result = {
+        "cell": cell.name,
+        "objective": cell.objective,
+        "kind": objective.kind,
+        "label": cell.label,
+        "shape": asdict(cell.shape),
+        "axes": dict(cell.axes),
+        "seed": cell.seed,
+        "numbers": numbers,
+        "cost": cost,
+    }
+    write_json(folder / RESULT, result | _system())
 
 
 def _fit(study: Study, cell: Cell, folder: Path, stage: str, log: TextIO) -> float:
     """Train a stage, from its last checkpoint if there is one, unless it is done; the seconds that it took."""
-    done = folder / stage / "done.json"
+    done, path = folder / stage / "done.json", folder / f"{stage}.yaml"
     if done.is_file():
-        return float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
-    path = folder / f"{stage}.yaml"
+        return float(read_json(done)["seconds"])
     with atomic_write(path) as temporary:
         OmegaConf.save(OmegaConf.create(run_config(study, cell, folder, stage)), temporary)
     args = ["fit", "--config", str(path)]
-    if checkpoint(folder, stage).is_file():
+    if resumed := checkpoint(folder, stage).is_file():
         args += ["--ckpt_path", str(checkpoint(folder, stage))]
     since = time.perf_counter()
     print(f"bamboo {' '.join(args)}", flush=True)
@@ -124,8 +125,45 @@ def _fit(study: Study, cell: Cell, folder: Path, stage: str, log: TextIO) -> flo
 
         run(args)
     seconds = time.perf_counter() - since
-    write_json(done, {"seconds": seconds, "resumed": len(args) > 3})
+    write_json(done, {"seconds": seconds, "resumed": resumed})
     return seconds
+
+
+def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, Any]:
+    """What `bamboo fit` is run with for a stage of a cell, `train` or `then`: complete, without interpolations."""
+    objective = study.objectives[cell.objective]
+    changes: dict[str, Any] = {
+        "seed_everything": cell.seed,
+        "model.init_args.shape": asdict(cell.shape),
+        "trainer.enable_progress_bar": False,
+        "trainer.enable_model_summary": False,
+        "checkpoint": {"dirpath": str(folder / stage), "save_last": True, "enable_version_counter": False},
+    }
+    if stage == "train":
+        config, callbacks = objective.config, _recorders(study, folder / stage)
+        changes |= {axis_key(name): [*value] if isinstance(value, tuple) else value for name, value in cell.axes}
+        if "batch_size" in dict(cell.axes):  # which a recipe's own batch would undo by accumulation
+            changes["model.init_args.recipe.effective_batch"] = 0
+    else:
+        config, callbacks = objective.then or {}, []
+        changes["model.init_args.encoder"] = str(checkpoint(folder, "train"))
+    kept = [
+        callback
+        for callback in select(config, "trainer.callbacks") or []
+        if callback["class_path"].split(".")[-1] not in REPLACED
+    ]
+    changes["trainer.callbacks"] = [*kept, *callbacks]
+    if has_key(config, "trainer.logger.init_args"):
+        changes["trainer.logger.init_args"] = {"save_dir": str(folder), "name": stage, "version": "logs"}
+    return resolve(set_keys(config, changes), complete=False)
+
+
+def _recorders(study: Study, folder: Path) -> list[dict[str, Any]]:
+    looks = {"points": study.evaluation.points, "held_out": study.evaluation.point_samples}
+    return [
+        {"class_path": "bamboo.analysis.monitor.SimilarityMonitor", "init_args": looks},
+        {"class_path": "bamboo.study.recording.StudyRecord", "init_args": {"folder": str(folder)}},
+    ]
 
 
 def _launch(command: Sequence[str], log: TextIO) -> None:
@@ -136,27 +174,22 @@ def _launch(command: Sequence[str], log: TextIO) -> None:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _resources(threads: int) -> Iterator[None]:
+    """Run on a number of threads, and give back the memory before the next cell starts."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def _tidy() -> None:
-    """Give back the memory of a cell before the next one starts."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _where() -> dict[str, Any]:
+def _system() -> dict[str, Any]:
     import torch
 
     from bamboo.analysis.profiling import versions

@@ -2,16 +2,14 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 
-from .configs import has_key
-
-Kind = Literal["masked", "supervised"]
 KINDS = ("masked", "supervised")
 UNEQUAL = 0.02
 """Shapes of a ladder may differ in block parameters by this share of the first one's."""
@@ -30,7 +28,7 @@ class Objective:
         then: what follows, started from the trained encoder: a fine-tuning, whose accuracy is that of the cell.
     """
 
-    kind: Kind
+    kind: str
     config: dict[str, Any]
     then: dict[str, Any] | None = None
 
@@ -55,7 +53,9 @@ class Evaluation:
     """
 
     samples: int = 256
-    measures: tuple[str, ...] = ("token_similarity", "cls_similarity", "high_frequency_ratio", "effective_rank")
+    measures: list[str] = field(
+        default_factory=lambda: ["token_similarity", "cls_similarity", "high_frequency_ratio", "effective_rank"]
+    )
     points: int = 8
     point_samples: int = 64
     probe_samples: int = 10_000
@@ -111,13 +111,13 @@ class Study:
     """
 
     name: str
-    shapes: dict[str, Shape]
-    objectives: dict[str, Objective]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    axes: dict[str, list[Any]] = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     threads: int = 1
-    launch: tuple[str, ...] = ()
+    launch: list[str] = field(default_factory=list)
     allow_unequal: bool = False
     workers: int = 2
     train_samples: int | None = None
@@ -136,7 +136,8 @@ class Study:
         config = self.objectives[objective].config
         own = {name: values for name, values in self.axes.items() if has_key(config, axis_key(name))}
         for values in itertools.product(*own.values()):
-            yield tuple(zip(own, values, strict=True))
+            hashable = (tuple(value) if isinstance(value, list) else value for value in values)
+            yield tuple(zip(own, hashable, strict=True))
 
     def cell(self, number: int) -> Cell:
         """A cell by its number. Raises `InputError` where there is none."""
@@ -146,26 +147,28 @@ class Study:
         return cells[number]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, complete in itself; `reading.study_of` reads it back."""
-        told = asdict(self)
-        told["shapes"] = [{"label": label, **asdict(shape)} for label, shape in self.shapes.items()]
-        for objective in told["objectives"].values():
+        """As plain data, complete in itself, in the form of a study's file."""
+        content = asdict(self)
+        content["shapes"] = [{"label": label, **asdict(shape)} for label, shape in self.shapes.items()]
+        for objective in content["objectives"].values():
             objective["then"] = objective["then"] and {"config": objective["then"]}
-        plain: dict[str, Any] = _plain({key: value for key, value in told.items() if value not in ((), {}, None)})
-        return plain
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the results of its cells, without what decides which cells there are."""
-        told = self.to_dict()
-        return {key: told.get(key) for key in ("name", "evaluation", "threads", "launch")}
+        return {key: value for key, value in content.items() if value not in ([], {}, None)}
 
 
 def check(study: Study) -> Study:
     """The study itself, if it can be run.
 
     Raises:
-        InputError: where shapes are not equal in parameters, an axis belongs to no objective, or cells share a name.
+        InputError: where a number is not positive, shapes are not equal in parameters, an axis belongs to no objective,
+            or cells share a name.
     """
+    counts = {"seeds": len(study.seeds), "threads": study.threads, "workers": study.workers}
+    counts["train_samples"] = 1 if study.train_samples is None else study.train_samples
+    counts |= {f"evaluation.{name}": n for name, n in vars(study.evaluation).items() if isinstance(n, int)}
+    counts |= {f"axes.{name}": len(values) for name, values in study.axes.items()}
+    for name, count in counts.items():
+        if count < (least := 0 if name == "evaluation.pictures" else 1):
+            raise InputError(f"{name} must be at least {least}, got {count}")
     (first, budget), *others = study.shapes.items()
     for label, shape in others:
         off = shape.parameters / budget.parameters - 1
@@ -175,12 +178,11 @@ def check(study: Study) -> Study:
                 f"{budget.parameters:,}), and a ladder is equal to {UNEQUAL:.0%}: change it, or set allow_unequal"
             )
     for name in study.axes:
-        if not any(has_key(one.config, axis_key(name)) for one in study.objectives.values()):
+        if not any(has_key(objective.config, axis_key(name)) for objective in study.objectives.values()):
             raise InputError(f"axis {name}: no objective configures the key {axis_key(name)}")
-    names = [cell.name for cell in study.cells()]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise InputError(f"two cells are called {twice}: give their shapes a label, or remove what is there twice")
+    (name, times), *_ = Counter(cell.name for cell in study.cells()).most_common(1)
+    if times > 1:
+        raise InputError(f"two cells are called {name}: give their shapes a label, or remove what is there twice")
     return study
 
 
@@ -189,7 +191,11 @@ def axis_key(name: str) -> str:
     return SHORT.get(name, name)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+def has_key(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a configuration holds a key, given by its path."""
+    here: Any = config
+    for part in key.split("."):
+        if not isinstance(here, Mapping) or part not in here:
+            return False
+        here = here[part]
+    return True

@@ -13,52 +13,46 @@ from torch import Tensor
 
 from bamboo.analysis.maps import similarity_maps
 from bamboo.analysis.model_sources import open_model
-from bamboo.analysis.profiles import Profile, compare
+from bamboo.analysis.profiles import Profile
 from bamboo.analysis.profiling import profile
 from bamboo.checkpoints import load_classifier, load_mae, pixel_scale
-from bamboo.files import atomic_write, read_file
+from bamboo.files import atomic_write
 from bamboo.finetune.knn import collect, mean_patch_features, nearest_neighbour_accuracy
 from bamboo.finetune.probing import best_layer, layer_features, probe_accuracies
 from bamboo.seeds import derive_seed
 from bamboo.vision.data import ImageData
 from bamboo.vision.reconstruction import reconstruct
 
-from .cells import checkpoint, write_json
-from .recording import read_record
+from .folders import checkpoint
 from .spec import Cell, Evaluation, Study
 
 Loader = Iterable[Mapping[str, Any]]
 
 
-def evaluate(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Numbers and costs of a cell; profiles, the course of training and pictures go into files of its folder."""
+def measure(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, Profile], dict[str, float]]:
+    """Profiles of the untrained and the trained encoder, and numbers of both its stages; `pictures.npz` is written."""
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "train.yaml"))
     data, last, settings = open_data(config["data"]), checkpoint(folder, "train"), study.evaluation
-    masked = study.objectives[cell.objective].kind == "masked"
+    objective = study.objectives[cell.objective]
+    masked = objective.kind == "masked"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = read_record(read_file(last))
     mask_ratio = float(config["model"]["init_args"].get("mask_ratio", 0.75)) if masked else 0.0
     profiles = _profiles(folder, data, settings, mask_ratio, device)
-    compare(profiles).save(folder / "profile")
-    course = {"similarity": record["similarity"], "loss": record["losses"]}
-    write_json(folder / "training.json", course)
-    numbers = {**similarities(profiles), **_probes(last, data, settings, cell.seed, device)}
-    numbers["activation_bytes"] = record["activation_bytes"]
+    numbers = _probes(last, data, settings, cell.seed, device)
     numbers["encoder_parameters"] = sum(p.numel() for p in open_model(str(last)).model.parameters())
     if masked:
         numbers["loss"] = reconstruction_loss(last, data.val_dataloader(), cell.seed, device)
-    if not masked or study.objectives[cell.objective].then:
-        source = last if not masked else checkpoint(folder, "then")
-        numbers["accuracy"] = accuracy(source, data.val_dataloader(), device)
+    if not masked or objective.then:
+        numbers["accuracy"] = accuracy(checkpoint(folder, "then" if masked else "train"), data.val_dataloader(), device)
     if settings.pictures:
         _save_pictures(folder, last, data, settings.pictures, masked, cell.seed)
-    return numbers, dict(record["cost"])
+    return profiles, numbers
 
 
-def open_data(told: Mapping[str, Any]) -> ImageData:
+def open_data(config: Mapping[str, Any]) -> ImageData:
     """The data module that a resolved configuration names."""
-    module, _, name = str(told["class_path"]).rpartition(".")
-    data: ImageData = getattr(import_module(module), name)(**told["init_args"])
+    module, _, name = str(config["class_path"]).rpartition(".")
+    data: ImageData = getattr(import_module(module), name)(**config["init_args"])
     return data
 
 
@@ -66,40 +60,19 @@ def _profiles(
     folder: Path, data: ImageData, settings: Evaluation, mask_ratio: float, device: torch.device
 ) -> dict[str, Profile]:
     """Of the untrained and the trained encoder, on training and held-out images, whole and masked."""
-    found: dict[str, Profile] = {}
-    for when in ("start", "last"):
-        model = open_model(str(folder / "train" / f"{when}.ckpt")).model.to(device)
-        for split, loader in zip(("train", "held-out"), data.probe_loaders(settings.samples), strict=True):
-            if when == "start" and split == "train":
-                continue
-            for length, ratio in (("whole", 0.0), ("masked", mask_ratio)):
-                if length == "whole" or ratio:
-                    label = f"{'untrained' if when == 'start' else 'trained'}, {split}, {length}"
-                    found[label] = profile(model, loader, settings.measures, mask_ratio=ratio)
-    return found
-
-
-def similarities(profiles: Mapping[str, Profile]) -> dict[str, float]:
-    """Last-layer numbers, by short names: held-out whole images, and what differs from that."""
-    short = {
-        "similarity": "trained, held-out, whole",
-        "similarity_untrained": "untrained, held-out, whole",
-        "similarity_train": "trained, train, whole",
-        "similarity_masked": "trained, held-out, masked",
-        "similarity_untrained_masked": "untrained, held-out, masked",
-    }
-    numbers = {}
-    for name, label in short.items():
-        if label in profiles:
-            numbers[name] = _last(profiles[label], "token_similarity")
-    if profiles[short["similarity"]].has("effective_rank"):
-        numbers["effective_rank"] = _last(profiles[short["similarity"]], "effective_rank")
-        numbers["effective_rank_untrained"] = _last(profiles[short["similarity_untrained"]], "effective_rank")
-    return numbers
-
-
-def _last(found: Profile, measure: str) -> float:
-    return float(found.curve(measure).mean[-1])
+    train, held_out = data.probe_loaders(settings.samples)
+    lengths = {"whole": 0.0, "masked": mask_ratio} if mask_ratio else {"whole": 0.0}
+    profiles: dict[str, Profile] = {}
+    for when, state, splits in (
+        ("untrained", "start", {"held-out": held_out}),
+        ("trained", "last", {"train": train, "held-out": held_out}),
+    ):
+        model = open_model(str(folder / "train" / f"{state}.ckpt")).model.to(device)
+        for split, loader in splits.items():
+            for length, ratio in lengths.items():
+                label = f"{when}, {split}, {length}"
+                profiles[label] = profile(model, loader, settings.measures, mask_ratio=ratio)
+    return profiles
 
 
 @torch.no_grad()
@@ -110,11 +83,13 @@ def _probes(source: Path, data: ImageData, settings: Evaluation, seed: int, devi
     """
     if not data.num_classes:
         return {}
-    model, scale = open_model(str(source)).model.to(device), pixel_scale(source).to(device)
-    encoder: Any = model
+    encoder: Any = open_model(str(source)).model.to(device)
+    scale = pixel_scale(source).to(device)
     loaders = data.probe_loaders(settings.probe_samples)
-    train, test = (collect(lambda images: mean_patch_features(encoder, scale(images)), one, device) for one in loaders)
-    features = [layer_features(encoder, scale, one, device) for one in loaders]
+    train, test = (
+        collect(lambda images: mean_patch_features(encoder, scale(images)), loader, device) for loader in loaders
+    )
+    features = [layer_features(encoder, scale, loader, device) for loader in loaders]
     with torch.enable_grad():
         by_layer = probe_accuracies(features[0], features[1], device, settings.probe_epochs, seed)
         best = best_layer(features[0], device, settings.probe_epochs, seed)

@@ -53,6 +53,11 @@ class MaskedLanguage(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.0)
 
 
+def pretraining() -> MAEPretraining:
+    sizes = {"shape": Shape(DEPTH, 32, 4), "decoder_shape": Shape(1, 16, 4), "image_size": 16, "patch_size": 4}
+    return MAEPretraining(Recipe(warmup_share=0.5), in_chans=1, **sizes)
+
+
 def train(module: LightningModule, data: Any, folder: Path, *callbacks: Any, **kwargs: Any) -> Trainer:
     options = {"max_steps": 6, "accelerator": "cpu", "logger": TensorBoardLogger(folder, version="x")}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -112,16 +117,8 @@ def test_training_is_the_same_with_and_without_the_monitor(tmp_path: Path):
 
 
 def test_pretraining_is_watched_at_its_masked_length(tmp_path: Path):
-    module = MAEPretraining(
-        Recipe(warmup_share=0.5),
-        shape=Shape(DEPTH, 32, 4),
-        image_size=16,
-        patch_size=4,
-        in_chans=1,
-        decoder_shape=Shape(1, 16, 4),
-    )
     monitor = SimilarityMonitor(every_n_steps=3, layers=[0, -1])
-    train(module, Digits(image_size=16, batch_size=8), tmp_path, monitor, accumulate_grad_batches=2)
+    train(pretraining(), Digits(image_size=16, batch_size=8), tmp_path, monitor, accumulate_grad_batches=2)
     assert monitor.stack.path == "blocks"
     found = events(tmp_path)
     assert [e.step for e in found.Scalars(f"similarity/layer_{DEPTH:02d}")] == [0, 3]
@@ -155,15 +152,29 @@ def test_masked_language_modelling_leaves_padding_and_special_tokens_out(tmp_pat
 
 def test_resumed_run_goes_on_with_its_picture():
     monitor = SimilarityMonitor()
-    monitor.history, monitor._last_step = [[0.1, 0.5]], 500
-    other = SimilarityMonitor()
-    other.load_state_dict(monitor.state_dict())
-    assert other.history == [[0.1, 0.5]]
+    monitor.history, monitor.steps = [[0.1, 0.5]], [500]
+    older = {"history": [[0.1, 0.5]], "last_step": 500}
+    for state in (monitor.state_dict(), older):
+        other = SimilarityMonitor()
+        other.load_state_dict(state)
+        assert (other.history, other.steps) == ([[0.1, 0.5]], [500])
     picture = other.picture()
     assert picture.shape == (3, 16, 8)
     assert picture[:, 0, 0].sum() > picture[:, -1, 0].sum()  # the last layer is on top, and brighter
     other.history = [[0.1, 0.5]] * 5000
     assert other.picture().shape == (3, 16, 8 * 200)
+
+
+def test_held_out_samples_are_seen_whole_at_evenly_spaced_steps_and_after_the_last(tmp_path: Path):
+    module = pretraining()
+    monitor, data = SimilarityMonitor(held_out=10, points=3, layers=[-1]), Digits(image_size=16, batch_size=8)
+    train(module, data, tmp_path, monitor)
+    assert monitor.steps == [0, 2, 4, 6]
+    batches = [module.pixels(batch["image"]) for batch in data.probe_loaders(10)[1]]
+    expected = profile(module.mae.encoder, batches, ["token_similarity"], samples=10).curve().mean
+    np.testing.assert_allclose(monitor.history[-1], expected, rtol=1e-5)
+    logged = events(tmp_path).Scalars(f"similarity/layer_{DEPTH:02d}")
+    assert [(e.step, e.value) for e in logged][-1] == (6, pytest.approx(expected[-1], rel=1e-5))
 
 
 def test_hooks_go_away_when_training_fails(tmp_path: Path):

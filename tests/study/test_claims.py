@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bamboo.study.axes import add_axes
-from bamboo.study.claims import interval, judge, slope, trends, verdict
+from bamboo.study.changes import add_axes
+from bamboo.study.claims import interval, judge, trends, verdict
+from bamboo.study.plots import plot_numbers
 from bamboo.study.results import Outcome, Results
 
 from .tiny import SHAPES, tiny
@@ -96,10 +97,7 @@ def test_each_setting_of_an_axis_is_judged_by_itself(tmp_path):
 
 
 def test_slopes_and_intervals_are_those_of_numpy_and_scipy(tmp_path):
-    random = np.random.default_rng(1)
-    depths, values = [4, 9, 35], random.normal(size=3)
-    assert slope(depths, values) == pytest.approx(np.polyfit(np.log2(depths), values, 1)[0])
-    sample = random.normal(size=5)
+    sample = np.random.default_rng(1).normal(size=5)
     mean, low, high = interval(sample)
     expected = stats.ttest_1samp(sample, 0).confidence_interval(0.95)
     assert (mean, low, high) == pytest.approx((sample.mean(), expected.low, expected.high))
@@ -113,9 +111,14 @@ def test_two_labels_of_one_shape_are_two_points_of_a_trend(tmp_path):
     study = tiny(tmp_path, shapes=[*LADDER, twin], seeds=1, allow_unequal=True)
     values = {"2x64": 0.1, "8x32": 0.7, "4x32": 0.5, "twin": 0.3}
     cells = study.cells()
-    made = Results(study, tuple(Outcome(c, Path(), "done", {"similarity": values[c.label]}) for c in cells))
+    done = [
+        Outcome(c, Path(), "done", {"similarity": values[c.label]}, {"step_seconds": values[c.label]}) for c in cells
+    ]
+    made = Results(study, tuple(done))
     expected = np.polyfit(np.log2([2, 8, 4, 2]), [*values.values()], 1)[0]
     assert trends(made, made.series[0], "similarity")[0] == pytest.approx(expected)
+    line = plot_numbers(made, ["step_seconds"]).axes[0].lines[0]
+    assert line.get_xydata().tolist() == [[2, 100], [2, 300], [4, 500], [8, 700]]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,7 @@ def test_two_labels_of_one_shape_are_two_points_of_a_trend(tmp_path):
         (0.1, 0.2, -1, "does not hold"),
         (-0.2, -0.1, -1, "holds"),
         (-0.1, 0.2, -1, "within the spread"),
+        (np.nan, np.nan, 1, "not enough seeds"),
     ],
 )
 def test_a_verdict_is_where_the_interval_lies(low, high, claimed, expected):

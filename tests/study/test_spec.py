@@ -6,9 +6,9 @@ import pytest
 
 from bamboo.cli import main
 from bamboo.errors import InputError
-from bamboo.study.axes import add_axes
+from bamboo.study.changes import add_axes
+from bamboo.study.folders import load_stored, store
 from bamboo.study.reading import read_study, study_of
-from bamboo.study.runner import load_stored, store
 from bamboo.study.running import run_config
 from tests.conftest import write_images
 from tests.runs import CONFIGS
@@ -38,13 +38,13 @@ def test_an_axis_multiplies_the_objectives_that_have_its_key(tmp_path):
         *(f"supervised-{shape}-pool_{pool}-seed0" for shape in ("2x64", "8x32") for pool in ("token", "avg")),
     ]
     both = add_axes(study, ["batch_size", "64", "128", "model.init_args.recipe.base_lr", "1e-3", "2e-3"])
-    assert both.axes["batch_size"] == (64, 128)
-    assert both.axes["model.init_args.recipe.base_lr"] == (1e-3, 2e-3)
+    assert both.axes["batch_size"] == [64, 128]
+    assert both.axes["model.init_args.recipe.base_lr"] == [1e-3, 2e-3]
     assert len(both.cells()) == 2 * 2 * (2 + 4)
 
 
 def test_an_axis_without_values_is_half_once_and_twice_what_is_configured(tmp_path):
-    assert add_axes(tiny(tmp_path), ["batch_size"]).axes == {"batch_size": (16, 32, 64)}
+    assert add_axes(tiny(tmp_path), ["batch_size"]).axes == {"batch_size": [16, 32, 64]}
 
 
 def test_sizes_of_batches_are_compared_as_they_are(tmp_path):
@@ -84,33 +84,50 @@ def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": []}, "unknown key of the study 'shape': did you mean 'shapes'"),
-        ({"shapes": []}, "the study has no shapes"),
+        ({"shape": []}, "study.yaml: shape: Key 'shape' not in 'Study'"),
+        ({"shapes": []}, "shapes must be a list of at least one, got []"),
         ({"shapes": ["vit-bas"]}, "unknown shape 'vit-bas': did you mean"),
-        ({"shapes": [{"depth": 2, "width": 64}]}, "a shape has no heads"),
-        ({"shapes": [{"depht": 2}]}, "unknown key of a shape 'depht': did you mean 'depth'"),
+        (
+            {"shapes": [{"depth": 2, "width": 64}]},
+            "numbers depth, width, heads and, if it is not 4, mlp_ratio, got {'depth': 2, 'width': 64}",
+        ),
+        ({"shapes": [{"depht": 2}]}, "got {'depht': 2}"),
         ({"shapes": [*SHAPES, SHAPES[0]]}, "two shapes are called 2x64"),
-        ({"seeds": 0}, "seeds must be a number of at least 1"),
-        ({"seeds": ["one"]}, "seeds must be a number of them or a list"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"seeds": ["one"]}, "seeds[0]: Value 'one' of type 'str' could not be converted to Integer"),
         ({"objectives": {"mae": {**MAE, "kind": "mask"}}}, "unknown kind of objectives.mae 'mask': did you mean"),
-        ({"objectives": {"mae": {**MAE, "sets": {}}}}, "unknown key of objectives.mae 'sets': did you mean 'set'"),
+        ({"objectives": {"mae": {**MAE, "sets": {}}}}, "objectives.mae.sets: Key 'sets' not in"),
         ({"objectives": {"mae": {**MAE, "config": "none.yaml"}}}, "cannot read the configuration"),
         ({"objectives": {"mae": {"kind": "masked", "config": {"a": 1}}}}, "names no model.class_path"),
-        ({"evaluation": {"sample": 1}}, "unknown key of evaluation 'sample': did you mean"),
-        ({"evaluation": {"samples": "many"}}, "evaluation.samples must be a number of at least 1"),
-        ({"axes": {"pool": "token"}}, "axes.pool must be a list"),
+        ({"evaluation": {"sample": 1}}, "evaluation.sample: Key 'sample' not in"),
+        (
+            {"evaluation": {"samples": "many"}},
+            "evaluation.samples: Value 'many' of type 'str' could not be converted to Integer",
+        ),
+        ({"axes": {"pool": "token"}}, "axes.pool: Value 'token' (str) is incompatible"),
         ({"axes": {"model.init_args.pol": [1]}}, "no objective configures the key model.init_args.pol"),
         ({"evaluation": {"measures": ["ranks"]}}, "evaluation.measures must hold token_similarity"),
-        ({"threads": 0}, "threads must be a number of at least 1"),
+        ({"axes": {"pool": []}}, "axes.pool must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"launch": "torchrun"}, "launch: Invalid value"),
+        ({"objectives": {"mae": {**MAE, "then": {}}}}, "objectives.mae.then has no config"),
+        ({"objectives": {"mae": {**MAE, "config": "pretrain/quick"}}}, "unknown configuration 'pretrain/quick'"),
     ],
 )
-def test_a_mistake_in_a_study_file_is_one_line(tmp_path, capsys, change, message):
-    path = written(tmp_path, **change)
-    assert main(["study", "--config", str(path), "--out", str(tmp_path / "out"), "--list"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
-    assert not (tmp_path / "out").exists()
+def test_a_mistake_in_a_study_file_is_one_line_that_names_the_file(tmp_path, change, message):
+    with pytest.raises(InputError) as caught:
+        tiny(tmp_path, **change)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "study.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_configurations_are_named_as_in_fit_or_by_a_path_relative_to_the_file(tmp_path):
+    named = tiny(tmp_path, objectives={"mae": {**MAE, "config": "pretrain/quickstart"}})
+    assert named.objectives == tiny(tmp_path, objectives={"mae": MAE}).objectives
+    (tmp_path / "own.yaml").write_text(f"base: {CONFIGS / 'pretrain/quickstart.yaml'}\ntrainer: {{max_epochs: 5}}")
+    relative = tiny(tmp_path, objectives={"mae": {"kind": "masked", "config": ["own.yaml"]}})
+    assert relative.objectives["mae"].config["trainer"]["max_epochs"] == 5
 
 
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
@@ -140,7 +157,7 @@ def test_a_mistake_in_a_configuration_shows_before_anything_runs(tmp_path, capsy
 def test_a_mistake_names_the_file(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("nam: x")
-    with pytest.raises(InputError, match=r"study.yaml: unknown key of the study 'nam'"):
+    with pytest.raises(InputError, match=r"study.yaml: nam: Key 'nam' not in 'Study'"):
         read_study(path)
     with pytest.raises(InputError, match="the study has no name"):
         study_of({key: value for key, value in TINY.items() if key != "name"})

@@ -16,12 +16,11 @@ import pytest
 from bamboo.analysis.profiles import Comparison
 from bamboo.cli import main
 from bamboo.errors import InputError
-from bamboo.study.axes import add_axes
-from bamboo.study.cells import cell_folder, cell_state
+from bamboo.study.changes import add_axes
+from bamboo.study.folders import cell_folder, cell_state, failures, load_stored, store, waiting
 from bamboo.study.report import write_report
 from bamboo.study.results import NUMBERS, merge_results, read_results, write_tables
-from bamboo.study.runner import failures, load_stored, run_cells, run_locked, store, waiting
-from bamboo.study.running import run_config
+from bamboo.study.running import run_cells, run_config, run_locked
 from tests.browser import open_page
 from tests.runs import ROOT, load
 

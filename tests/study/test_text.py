@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from bamboo.study.cells import cell_folder
 from bamboo.study.claims import judge
+from bamboo.study.folders import cell_folder
 from bamboo.study.report import write_report
 from bamboo.study.results import read_results
 from tests.runs import CONFIGS, load

@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
+from bamboo.study.folders import store, waiting
 from bamboo.study.reading import read_study
-from bamboo.study.runner import run_locked, store, waiting
+from bamboo.study.running import run_locked
 from bamboo.study.spec import Study
 from tests.runs import CONFIGS
 

@@ -1,0 +1,52 @@
+"""What is measured of a trained cell, and written into its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bamboo.analysis.profiles import Profile, compare
+from bamboo.files import read_file
+
+from .folders import checkpoint, write_json
+from .recording import read_record
+from .spec import Cell, Study
+
+UNTRAINED = "untrained, held-out, whole"
+WHOLE = "trained, held-out, whole"
+TRAIN = "trained, train, whole"
+MASKED = "trained, held-out, masked"
+SIMILARITIES = {
+    "similarity": WHOLE,
+    "similarity_untrained": UNTRAINED,
+    "similarity_train": TRAIN,
+    "similarity_masked": MASKED,
+    "similarity_untrained_masked": "untrained, held-out, masked",
+}
+"""Names of numbers, and the profile that each is of."""
+
+
+def evaluate(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Numbers and costs of a cell; profiles, the course of training and pictures go into files of its folder."""
+    if study.objectives[cell.objective].reads_text:
+        from .text import measure
+    else:
+        from .vision import measure
+    profiles, numbers = measure(study, cell, folder)
+    compare(profiles).save(folder / "profile")
+    similarity, activation_bytes, cost = read_record(read_file(checkpoint(folder, "train")))
+    write_json(folder / "training.json", {"similarity": similarity})
+    return {**last_layers(profiles), **numbers, "activation_bytes": activation_bytes}, cost
+
+
+def last_layers(profiles: Mapping[str, Profile]) -> dict[str, float]:
+    """Similarity and, where it was measured, effective rank after the last block, by the names of numbers."""
+    numbers = {
+        name: _last(profiles[label], "token_similarity") for name, label in SIMILARITIES.items() if label in profiles
+    }
+    if profiles[WHOLE].has("effective_rank"):
+        numbers["effective_rank"] = _last(profiles[WHOLE], "effective_rank")
+        numbers["effective_rank_untrained"] = _last(profiles[UNTRAINED], "effective_rank")
+    return numbers
+
+
+def _last(profile: Profile, measure: str) -> float:
+    return float(profile.curve(measure).mean[-1])

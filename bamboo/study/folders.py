@@ -1,0 +1,92 @@
+"""The folder of a study: its file, and below `cells/` a folder for each cell; what is in them says what is done."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from bamboo.errors import InputError
+from bamboo.files import atomic_write
+
+from .reading import study_of
+from .spec import Cell, Study
+
+STUDY, RESULT, FAILED = "study.yaml", "result.json", "failed.json"
+
+
+def store(study: Study, out: Path) -> None:
+    """Keep the study, complete, beside its cells.
+
+    Raises:
+        InputError: where the folder holds another study.
+    """
+    path = out / STUDY
+    if not path.is_file():
+        with atomic_write(path) as temporary:
+            OmegaConf.save(OmegaConf.create(study.to_dict()), temporary)
+        return
+    stored, new = load_stored(out).to_dict(), study.to_dict()
+    differs = [key for key in {**new, **stored} if new.get(key) != stored.get(key) and key != "workers"]
+    if differs:
+        raise InputError(f"{out} holds another study: its {differs[0]} differ, see {path}; give another --out")
+
+
+def load_stored(out: Path) -> Study:
+    """The study that a folder was made by. Raises `InputError` where it is none."""
+    path = out / STUDY
+    if not path.is_file():
+        raise InputError(f"{out} holds no study: there is no {STUDY} in it")
+    return study_of(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+
+
+def waiting(study: Study, out: Path, retry: bool = False) -> list[Cell]:
+    """The cells that are still to be run; failed ones only if they are to be tried again."""
+    left = ("waiting", "begun", *(("failed",) if retry else ()))
+    return [cell for cell in study.cells() if cell_state(cell_folder(out, cell)) in left]
+
+
+def cell_folder(out: Path, cell: Cell) -> Path:
+    """Where everything about a cell lies."""
+    return out / "cells" / cell.name
+
+
+def cell_state(folder: Path) -> str:
+    """`done`, `failed`, `begun` or `waiting`."""
+    if (folder / RESULT).is_file():
+        return "done"
+    if (folder / FAILED).is_file():
+        return "failed"
+    return "begun" if (folder / "train.yaml").is_file() else "waiting"
+
+
+def checkpoint(folder: Path, stage: str) -> Path:
+    """The last checkpoint of a stage, `train` or `then`."""
+    return folder / stage / "last.ckpt"
+
+
+def write_failure(folder: Path, reason: str) -> None:
+    """Say why a cell failed."""
+    write_json(folder / FAILED, {"reason": reason})
+
+
+def failures(study: Study, out: Path) -> dict[str, str]:
+    """Why each failed cell failed, by its name."""
+    folders = {cell.name: cell_folder(out, cell) for cell in study.cells()}
+    failed = {name: folder for name, folder in folders.items() if cell_state(folder) == "failed"}
+    return {name: read_json(folder / FAILED)["reason"] for name, folder in failed.items()}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain data as JSON; numbers that are none are an error."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote. Raises `InputError` where the file is damaged."""
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error

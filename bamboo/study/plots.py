@@ -1,0 +1,168 @@
+"""Figures of numbers: against the depth of the shapes, layer by layer, and along training."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from bamboo.analysis.plots import COLOURS, MARKS, style
+
+from .claims import interval
+from .results import NUMBERS, SHARES, Results, Series
+
+APART = 0.03
+"""How far objectives are moved apart sideways, as a share of depth, so that their intervals do not hide one another."""
+SCALED = {"step_seconds": (1e3, "milliseconds of a step"), "activation_bytes": (1e-6, "MB kept for the backward pass")}
+"""Costs of a step: the factor that they are shown with, and their unit."""
+
+
+def plot_numbers(results: Results, names: Sequence[str], before: str | None = None) -> Figure:
+    """Numbers against depth, a panel each: dots are seeds, lines their means, bars 95 % intervals of the mean.
+
+    Args:
+        results: of a study.
+        names: of numbers, or of `SCALED`.
+        before: name of the same number of untrained models, dashed.
+    """
+    with style():
+        figure = Figure(figsize=(0.8 + 3.1 * max(len(names), 1.6), 3.4), layout="constrained")
+        for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            shown: list[float] = []
+            for place, series in enumerate(results.series):
+                if before:
+                    shown += _draw_means(axis, results, series, before, 1, "--")
+                shown += _draw_means(axis, results, series, name, 1 + APART * place, "-")
+            _depth_axis(axis, results)
+            _limits(axis, name, shown)
+            axis.set_title(SCALED[name][1] if name in SCALED else NUMBERS[name])
+        _legend(figure, results)
+    return figure
+
+
+def _draw_means(axis: Any, results: Results, series: Series, name: str, shift: float, dash: str) -> list[float]:
+    """A line through the means of the shapes and, if it is solid, dots and intervals; all values."""
+    factor, colour, mark = SCALED.get(name, (1.0, ""))[0], _colour(results, series), _mark(results, series)
+    by_shape = (
+        (shape.depth * shift, [factor * value for value in results.values(series, label, name).values()])
+        for label, shape in results.study.shapes.items()
+    )
+    points = sorted((x, values) for x, values in by_shape if values)
+    axis.plot(
+        [x for x, _ in points], [np.mean(y) for _, y in points], dash, color=colour, alpha=0.7 + 0.3 * (dash == "-")
+    )
+    for x, values in points if dash == "-" else ():
+        mean, low, high = interval(values)
+        if np.isfinite(low):
+            axis.errorbar([x], [mean], [[mean - low], [high - mean]], color=colour, capsize=3, linewidth=1)
+        axis.plot([x] * len(values), values, mark, color=colour, markersize=3.5, alpha=0.6, markeredgewidth=0)
+    return [value for _, values in points for value in values]
+
+
+def _limits(axis: Any, name: str, shown: Sequence[float]) -> None:
+    """Room for what was measured; an interval that is far wider, as of two seeds, runs out of the picture."""
+    if name in SHARES:
+        axis.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g} %")
+    if not shown:
+        return
+    low, high = min(shown), max(shown)
+    if name == "similarity":
+        axis.set_ylim(min(low, 0), 1.02)
+    elif name in SCALED:
+        axis.set_ylim(0, 1.15 * high)
+    else:
+        room, (bottom, top) = 0.6 * (high - low) or 0.1, axis.get_ylim()
+        axis.set_ylim(max(bottom, low - room), min(top, high + room, 1.02 if name in SHARES else math.inf))
+
+
+def _depth_axis(axis: Any, results: Results) -> None:
+    shapes = results.study.shapes
+    axis.set_xscale("log", base=2)
+    axis.set_xticks([shape.depth for shape in shapes.values()], [_title(results, label) for label in shapes])
+    axis.minorticks_off()
+    axis.set_xlabel("depth × width, at equal parameters")
+
+
+def plot_layers(results: Results, dashes: Mapping[str, str]) -> Figure:
+    """Token similarity by block, a panel for each shape: means over seeds, with a band of all seeds if solid.
+
+    Args:
+        results: of a study.
+        dashes: labels of profiles, and the style of their lines.
+    """
+    with style():
+        figure, panels = _panels(results, "block", "token similarity")
+        for label, axis in panels.items():
+            for series in results.series:
+                for profile, dash in dashes.items():
+                    curves = _curves(results, series, label, profile)
+                    if len(curves):
+                        axis.plot(curves.mean(0), dash, color=_colour(results, series))
+                    if len(curves) and dash == "-":
+                        ends, colour = (curves.min(0), curves.max(0)), _colour(results, series)
+                        axis.fill_between(range(curves.shape[1]), *ends, color=colour, alpha=0.18, linewidth=0)
+        _legend(figure, results, dashes)
+    return figure
+
+
+def _curves(results: Results, series: Series, label: str, profile: str) -> NDArray[np.float64]:
+    """Token similarity (seeds, layers) of the finished cells that have a profile."""
+    profiles = [outcome.profiles for outcome in results.of(series, label)]
+    return np.array([found[profile].curve("token_similarity").mean for found in profiles if profile in found])
+
+
+def plot_training(results: Results) -> Figure:
+    """Similarity after the last block over optimizer steps, thin for each seed, thick for their mean."""
+    with style():
+        figure, panels = _panels(results, "optimizer steps", "similarity after the last block")
+        for label, axis in panels.items():
+            for series in results.series:
+                courses = [(steps, layers[:, -1]) for steps, layers in (o.course for o in results.of(series, label))]
+                for steps, last in courses:
+                    axis.plot(steps, last, color=_colour(results, series), alpha=0.35, linewidth=0.8)
+                if courses and all(steps == courses[0][0] for steps, _ in courses):
+                    mean = np.mean([last for _, last in courses], axis=0)
+                    axis.plot(courses[0][0], mean, color=_colour(results, series))
+        _legend(figure, results)
+    return figure
+
+
+def _panels(results: Results, x: str, y: str) -> tuple[Figure, dict[str, Any]]:
+    """A figure with a panel for each shape, by its label."""
+    labels = list(results.study.shapes)
+    figure = Figure(figsize=(1.2 + 2.7 * len(labels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+    for axis, label in zip(axes, labels, strict=True):
+        axis.set(title=_title(results, label), xlabel=x)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes[0].set(ylabel=y, ylim=(None, 1.02))
+    axes[0].update_datalim([(0, 0)])  # zero is in the picture
+    return figure, dict(zip(labels, axes, strict=True))
+
+
+def _legend(figure: Figure, results: Results, dashes: Mapping[str, str] = {}) -> None:
+    """All objectives and, below, what the styles of lines mean."""
+    axis = figure.axes[0]
+    lines = [axis.plot([], [], color=_colour(results, s), marker=_mark(results, s))[0] for s in results.series]
+    figure.legend(lines, [series.label for series in results.series], loc="outside upper left", ncols=4)
+    if dashes:
+        grey = [axis.plot([], [], dash, color="#57606a")[0] for dash in dashes.values()]
+        figure.legend(grey, list(dashes), loc="outside lower left", ncols=3)
+
+
+def _colour(results: Results, series: Series) -> str:
+    """The colour of an objective at a setting, the same in every figure."""
+    return str(COLOURS[results.series.index(series) % len(COLOURS)])
+
+
+def _mark(results: Results, series: Series) -> str:
+    return str(MARKS[results.series.index(series) % len(MARKS)])
+
+
+def _title(results: Results, label: str) -> str:
+    """A shape as its depth and width, under its name where it has one."""
+    shape = results.study.shapes[label]
+    return f"{shape.depth} × {shape.width}" if label == str(shape) else f"{label}\n{shape.depth} × {shape.width}"
