@@ -29,8 +29,7 @@ def estimate(values: Array) -> Estimate:
 def resample(size: int, count: int, enough: Callable[[Indices], bool], seed: int) -> list[Indices]:
     """All of `size` indices, then `count` draws of as many with replacement, for which `enough` is true.
 
-    Raises:
-        InputError: where hardly any draw is enough to be fitted.
+    Raises `InputError` where hardly any draw is enough to be fitted.
     """
     generator = np.random.default_rng(seed)
     draws = (generator.integers(size, size=size) for _ in range(100 * count))

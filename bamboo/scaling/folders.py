@@ -17,14 +17,12 @@ Curves = dict[str, list[tuple[int, float]]]
 
 
 def read_folder(folder: Path, loss: str) -> tuple[list[Row], list[str]]:
-    """Rows of all runs in and below a folder, and a line for each that failed or is not finished.
+    """Rows of all runs of `bamboo fit` and cells of studies in and below a folder, and why others are left out.
 
-    A run of `bamboo fit` is a folder with config.yaml, checkpoints/last.ckpt and TensorBoard's events; a cell of a
-    study is a folder with result.json or failed.json, and its row is that of its training by its masked objective.
-    Parameters are those of the encoder's blocks, as in `bamboo shapes`.
+    The row of a cell is that of its masked objective. Parameters are those of the encoder's blocks.
 
     Raises:
-        InputError: where there is neither, a run cannot be read, or losses are those of several objectives.
+        InputError: where there is no run, one cannot be read, or losses are those of several objectives.
     """
     fits = [path.parent.parent for path in sorted(folder.rglob("checkpoints/last.ckpt"))]
     ended = [*folder.rglob("cells/*/*.json"), *folder.glob("*.json")]
@@ -121,12 +119,10 @@ def _read_curves(folder: Path) -> Curves:
 
 
 def _effective_batch(config: dict[str, Any], base_lr: float, peak: float) -> int:
-    """Samples in one step; where the number of devices was left open, the learning rate that was logged says it."""
-    trainer = config["trainer"]
+    """Samples in one step, for older checkpoints, which do not say: where devices are "auto", by the learning rate."""
+    trainer, devices = config["trainer"], config["trainer"].get("devices", "auto")
     process = config["data"]["batch_size"] * (trainer.get("accumulate_grad_batches") or 1)
-    devices = trainer.get("devices", "auto")
-    if isinstance(devices, list):
-        devices = len(devices)
-    if str(devices).isdigit():
-        return int(process * int(devices) * (trainer.get("num_nodes") or 1))
+    if isinstance(devices, list) or str(devices).isdigit():
+        count = len(devices) if isinstance(devices, list) else int(devices)
+        return int(process * count * (trainer.get("num_nodes") or 1))
     return int(process * max(1, round(peak * 256 / base_lr / process)))

@@ -32,14 +32,10 @@ class Judgement:
     """A claim and what the numbers say.
 
     Args:
-        claim: in words.
         objective: what it was judged on, with the values of axes.
-        verdict: in words.
-        trend: mean over seeds of what the claim says is above (or not above) zero, per doubling of depth.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        seeds: trend of each seed that counts.
-        asked: seeds of the study.
+        trend: mean over seeds of what the claim says is above (or not above) zero, per doubling of depth; `low` and
+            `high` are the ends of its 95 % interval.
+        seeds: trend of each seed that counts, of so many that were `asked` for.
         evidence: the means behind it, in words.
     """
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch.utils.benchmark import Timer
 
 from bamboo.errors import InputError
 from bamboo.finetune.building import SCRATCH
@@ -34,15 +34,7 @@ HARDWARE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "aut
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a cell costs.
-
-    Args:
-        parameters: of everything that is trained, the decoder or head included.
-        flops: of its whole training, forward and backward, what follows included.
-        memory: bytes of weights, gradients and moments; activations come on top and grow with the batch.
-        seconds: of its training, from the speed of matrix products or, where cells of this kind are finished, theirs.
-        measured: whether the time is that of finished cells.
-    """
+    """What a cell costs, see `NOTE`; `memory` is in bytes, and the time is `measured` where it is of finished cells."""
 
     parameters: int
     flops: float
@@ -119,21 +111,9 @@ def _samples(data: Any, trainer: dict[str, Any], known: int | None, effective_ba
     return float(count * (trainer.get("max_epochs") or math.nan))
 
 
-def matmul_flops(threads: int, size: int = 1024) -> float:
-    """FLOPs per second of a matrix product on what cells will run on, in the precision that suits it.
-
-    On a CPU its own time is counted, not that of the clock, so that what else runs there does not matter.
-    """
-    cuda = torch.cuda.is_available()
-    clock = time.perf_counter if cuda else time.process_time
-    size = 8 * size if cuda else size
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    matrix = torch.ones(size, size, device="cuda" if cuda else "cpu", dtype=torch.bfloat16 if cuda else torch.float32)
-    spent = []
-    for _ in range(4):
-        since = clock()
-        _ = (matrix @ matrix).sum().item()
-        spent.append((clock() - since) / (1 if cuda else threads))
-    torch.set_num_threads(before)
-    return 2 * size**3 / min(spent)
+def matmul_flops(threads: int) -> float:
+    """FLOPs per second of a matrix product on what cells will run on, in the precision that suits it."""
+    size, device, kind = (8192, "cuda", torch.bfloat16) if torch.cuda.is_available() else (1024, "cpu", torch.float32)
+    matrix = torch.ones(size, size, device=device, dtype=kind)
+    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=threads)
+    return 2 * size**3 / min(timer.timeit(1).mean for _ in range(4))

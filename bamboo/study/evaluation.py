@@ -8,12 +8,9 @@ from bamboo.files import read_file
 
 from .folders import checkpoint, write_json
 from .recording import read_record
+from .results import MASKED, TRAIN, UNTRAINED, WHOLE
 from .spec import Cell, Study
 
-UNTRAINED = "untrained, held-out, whole"
-WHOLE = "trained, held-out, whole"
-TRAIN = "trained, train, whole"
-MASKED = "trained, held-out, masked"
 SIMILARITIES = {
     "similarity": WHOLE,
     "similarity_untrained": UNTRAINED,

@@ -9,15 +9,34 @@ import numpy as np
 from bamboo.analysis.pages import Cell, Section, Table, write_page
 
 from .claims import RULE, Judgement, judge
-from .evaluation import MASKED, TRAIN, UNTRAINED, WHOLE
 from .folders import write_json
 from .pictures import plot_maps, plot_reconstructions
 from .plots import plot_layers, plot_numbers, plot_training
-from .results import NUMBERS, SHARES, Outcome, Results, write_tables
+from .results import MASKED, NUMBERS, SHARES, TRAIN, UNTRAINED, WHOLE, Outcome, Results, write_tables
 
 MAIN = ("similarity", "effective_rank", "loss", "masked_accuracy", "accuracy", "nearest_neighbours", "linear_probe")
 LOOKS = {"holds": "good", "does not hold": "bad"}
 INTERVALS = "Dots are seeds, lines their means, bars 95 % intervals of the mean over seeds (Student's t)."
+
+SCORES = {
+    "Accuracy against depth": (
+        "accuracy",
+        ["accuracy"],
+        "Held-out accuracy: masked objectives after fine-tuning, supervised ones as trained.",
+    ),
+    "Frozen features against depth": (
+        "frozen_features",
+        ["nearest_neighbours", "linear_probe", "effective_rank"],
+        "The encoder before any fine-tuning: nearest neighbours after the final norm, the best layer for a linear "
+        "probe, and the effective rank of the tokens of a sample after the last block.",
+    ),
+    "The masked objective against depth": (
+        "masked_objective",
+        ["loss", "masked_accuracy"],
+        "How well the hidden part of held-out samples is predicted.",
+    ),
+}
+"""By heading: the name of the figure's files, the numbers in it, and what it shows."""
 
 
 def write_report(results: Results, out: Path) -> list[Path]:
@@ -94,30 +113,7 @@ def _similarity(results: Results) -> Iterator[Section]:
 
 
 def _scores(results: Results) -> Iterator[Section]:
-    of_features = (
-        "The encoder before any fine-tuning: nearest neighbours after the final norm, the best layer for a linear "
-        "probe, and the effective rank of the tokens of a sample after the last block."
-    )
-    for name, heading, numbers, text in (
-        (
-            "accuracy",
-            "Accuracy against depth",
-            ["accuracy"],
-            "Held-out accuracy: masked objectives after fine-tuning, supervised ones as trained.",
-        ),
-        (
-            "frozen_features",
-            "Frozen features against depth",
-            ["nearest_neighbours", "linear_probe", "effective_rank"],
-            of_features,
-        ),
-        (
-            "masked_objective",
-            "The masked objective against depth",
-            ["loss", "masked_accuracy"],
-            "How well the hidden part of held-out samples is predicted.",
-        ),
-    ):
+    for heading, (name, numbers, text) in SCORES.items():
         if measured := [number for number in numbers if results.has(number)]:
             yield Section(heading, f"{text} {INTERVALS}", plot_numbers(results, measured), name)
 

@@ -44,6 +44,12 @@ SHARES = (
 )
 """Numbers that are shown in percent."""
 
+# Labels of profiles.
+UNTRAINED = "untrained, held-out, whole"
+WHOLE = "trained, held-out, whole"
+TRAIN = "trained, train, whole"
+MASKED = "trained, held-out, masked"
+
 STATES = ("waiting", "begun", "failed", "done")
 LAYER = ("layer", "position", "measure", "mean", "low", "high", "n")
 
@@ -63,16 +69,9 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell and what became of it.
+    """A cell and what became of it: one of `STATES`, and the reason where it failed.
 
-    Args:
-        cell: the cell.
-        folder: where its files lie.
-        state: `done`, `failed`, `begun` or `waiting`.
-        numbers: what was measured, by the names of `NUMBERS`; the same however often the study is run.
-        cost: seconds, which are not.
-        reason: why it failed.
-        device: what it was run on.
+    `numbers` were measured, by the names of `NUMBERS`, and are the same however often the study is run; `cost` is not.
     """
 
     cell: Cell

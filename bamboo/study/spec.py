@@ -20,12 +20,10 @@ SHORT = {"batch_size": "data.init_args.batch_size", "pool": "model.init_args.poo
 
 @dataclass(frozen=True)
 class Objective:
-    """What cells are trained by.
+    """What cells are trained by: a configuration of `bamboo fit`, but for shape, seed and axes.
 
-    Args:
-        kind: `masked` or `supervised`: which of the claims it belongs to.
-        config: what `bamboo fit` is run with, but for shape, seed and axes.
-        then: what follows, started from the trained encoder: a fine-tuning, whose accuracy is that of the cell.
+    `kind` is `masked` or `supervised`, which decides on its claims; `then` is a fine-tuning of the trained encoder,
+    whose accuracy is that of the cell.
     """
 
     kind: str
@@ -43,12 +41,10 @@ class Evaluation:
     """What is measured of every cell.
 
     Args:
-        samples: training samples, and held-out ones, that similarity is measured on.
+        samples: training samples, and held-out ones, that `measures` are taken of.
         measures: names or groups, as for `bamboo profile --measures`; token_similarity must be among them.
-        points: times during training at which similarity is looked at, the start included.
-        point_samples: held-out samples that it is looked at on.
+        points: times during training at which similarity is looked at, on `point_samples` held-out samples.
         probe_samples: training samples, and held-out ones, at most for nearest neighbours and the linear probe.
-        probe_epochs: passes of the linear probe over its features.
         pictures: held-out images that are reconstructed and mapped.
     """
 
@@ -65,15 +61,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid.
+    """One run of the grid: a shape by its label, an objective by its name, values of further axes, and a seed.
 
-    Args:
-        number: its place in the grid, from 0.
-        shape: depth, width and heads.
-        label: what the shape is called.
-        objective: name of the objective.
-        axes: name and value of each further axis that the objective has.
-        seed: of weights, order, masks and, where the data have no split of their own, of the split.
+    The seed is that of weights, order, masks and, where the data have no split of their own, of the split.
     """
 
     number: int
@@ -95,13 +85,9 @@ class Study:
     """A grid and how its cells are measured.
 
     Args:
-        name: what it is called.
         shapes: by their labels, in the order of the ladder.
-        objectives: by their names.
-        seeds: one cell of each kind per seed.
         axes: further axes: a short name or the path of a key, and its values. An axis belongs to the objectives whose
             own training has the key; what follows is not changed by it.
-        evaluation: what is measured.
         threads: of each worker on a CPU; their number decides the last bits of sums.
         launch: command that `fit ...` is appended to, such as [torchrun, --nproc-per-node=8, -m, bamboo], to train
             on several devices; by default training runs in the worker.

@@ -11,8 +11,8 @@ from bamboo.analysis.profiling import profile
 from bamboo.files import read_file
 from bamboo.fit.lightning import build
 
-from .evaluation import TRAIN, UNTRAINED, WHOLE
 from .folders import checkpoint
+from .results import TRAIN, UNTRAINED, WHOLE
 from .spec import Cell, Study
 
 METRICS = {

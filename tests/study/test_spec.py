@@ -16,6 +16,8 @@ from tests.runs import CONFIGS
 from .tiny import MAE, SHAPES, SUPERVISED, TINY, tiny, written
 
 FILES = sorted(path.name for path in CONFIGS.glob("study/*.yaml"))
+LARGE = ("imagenet_base.yaml", "text_shapes.yaml")
+"""Whose models take half a minute to build, and whose data would have to be made first."""
 
 
 def test_the_grid_is_shapes_times_objectives_times_seeds_seed_by_seed(tmp_path):
@@ -184,9 +186,16 @@ def test_every_shipped_study_can_be_listed_and_its_cost_be_told(name, images, tm
     assert main([*words, "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == len(study.shapes) * len(study.objectives)
-    if name == "text_shapes.yaml":  # its data would have to be made first
+    if name in LARGE:
         return
     assert main([*words, "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert all(line.split()[-1] in told for line in listed)
     assert "FLOPs" in told
+
+
+@pytest.mark.slow
+def test_the_cost_of_the_study_at_full_size_is_told_without_its_data(tmp_path, capsys):
+    config = str(CONFIGS / "study/imagenet_base.yaml")
+    assert main(["study", "--config", config, "--out", str(tmp_path), "--dry-run"]) == 0
+    assert "mae-bamboo-base-seed0" in capsys.readouterr().out
