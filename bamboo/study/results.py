@@ -216,7 +216,7 @@ def write_tables(results: Results, out: Path) -> list[Path]:
     }
     for name, table in tables.items():
         with atomic_write(out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False, na_rep="nan" if name == "layers" else "")
     return [out / f"{name}.csv" for name in tables]
 
 
@@ -240,7 +240,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 def _layers(results: Results) -> Iterator[list[Any]]:
     for done in results.done:
-        for label, *row in Comparison(tuple(done.profiles.values())).rows():
+        for label, *row in Comparison.load(done.folder / "profile").to_pandas().itertuples(index=False):
             yield [done.cell.name, *label.split(", "), *row, f"cells/{done.cell.name}/profile/profile.csv"]
 
 
