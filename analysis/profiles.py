@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 COLUMNS = ("model", "layer", "position", "measure", "mean", "low", "high", "n")
+FIELDS = ("label", "baseline", "depth", "settings", "versions")  # of a profile, which JSON holds as they are
 DEFAULT_PLOT = ("token_similarity", "high_frequency_ratio", "update_ratio")
 
 Array = NDArray[np.float64]
@@ -224,10 +225,9 @@ def _as_dict(profile: Profile) -> dict[str, Any]:
         mean, low, high = map(_nulled, numbers)
         place = {"position": position, "measure": measure, "layers": layers}
         curves.append({**place, "mean": mean, "low": low, "high": high, "n": samples.tolist()})
-    plain = ("label", "baseline", "depth", "settings", "versions", "notes", "keys")
     summary = {name: _nulled([n])[0] if isinstance(n, float) else n for name, n in profile.summary().items()}
     return {
-        **{name: getattr(profile, name) for name in plain},
+        **{name: getattr(profile, name) for name in (*FIELDS, "notes", "keys")},
         "samples": len(profile.values),
         "summary": summary,
         "pooled": [[*key, *_nulled(value[:3]), value.samples] for key, value in profile.pooled.items()],
@@ -240,9 +240,9 @@ def _nulled(numbers: Iterable[float]) -> list[float | None]:
 
 
 def _from_dict(saved: Mapping[str, Any], values: NDArray[np.float32]) -> Profile:
-    plain = {name: saved[name] for name in ("label", "depth", "settings", "versions", "baseline")}
+    fields = {name: saved[name] for name in FIELDS}
     keys, notes, pooled = tuple(Key(*key) for key in saved["keys"]), tuple(saved["notes"]), {}
     for *key, mean, low, high, samples in saved.get("pooled", ()):  # not in files of earlier versions
         mean, low, high = (np.nan if number is None else number for number in (mean, low, high))
         pooled[Key(*key)] = Pooled(mean, low, high, samples)
-    return Profile(**plain, keys=keys, values=values, notes=notes, pooled=pooled)
+    return Profile(**fields, keys=keys, values=values, notes=notes, pooled=pooled)

@@ -224,7 +224,7 @@ def test_spectrum_puts_a_wave_into_its_ring():
 
 
 def test_every_frequency_of_every_length_falls_into_its_ring():
-    for count in range(2, 1025):
+    for count in (*range(2, 257), 1000, 1023, 1024):
         impulse = torch.zeros(1, count, 1, dtype=torch.float64)
         impulse[0, 0] = 1.0  # the same energy at every frequency
         rings = [-(-14 * min(k, count - k) // count) for k in range(count)]
