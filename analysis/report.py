@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .figures import CSS as CSS
-from .figures import html_figure as html_figure
-from .figures import html_table as html_table
 from .maps import Maps, plot_maps
 from .measures.definitions import DEFINITIONS, describe
 from .pages import Section, Table, write_page
