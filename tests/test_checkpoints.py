@@ -513,6 +513,8 @@ def test_unusable_hugging_face_folders_get_one_clear_line(tmp_path: Path) -> Non
     assert "hidden_act 'relu' is not supported" in message(tmp_path)
     config.write_text('{"model_type": "vit"}')
     assert "neither model.safetensors nor pytorch_model.bin" in message(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert "holds no weights" in message(tmp_path)
 
 
 def test_formats_that_cannot_express_a_model_say_so_and_write_nothing(tmp_path: Path) -> None:

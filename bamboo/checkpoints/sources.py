@@ -119,7 +119,7 @@ def read_weights(source: Source) -> dict[str, Any]:
             return read_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
             folder = place if place.is_dir() else download(source.name, *shards)
             return {key: value for shard in shards for key, value in read_file(folder / shard).items()}
     raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ from bamboo.files import is_text_checkpoint, read_file
 from bamboo.text.encoder import build_config, build_model, longest_sequence
 from bamboo.text.tokenizer import save_tokenizer, special_ids
 
-ENCODER = ("shape", "architecture", "vocab_size", "positions", "dropout", "pad_token_id")
 NO_GUESSES = "a classifier: what it would guess for a masked token is drawn at random"
 
 
@@ -108,7 +108,7 @@ def save_text(model: PreTrainedModel, tokenizer: Any, out: Path, own: bool = Fal
     Raises:
         InputError: where the folder cannot be written.
     """
-    temporary = out.with_name(f".{out.name}.partial")
+    temporary = out.resolve().with_name(f".{out.resolve().name}.partial")  # "." has no name of its own
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -132,7 +132,7 @@ def _of_checkpoint(path: str, content: Mapping[str, Any]) -> TextModel:
         raise InputError(f"{path} is no checkpoint of a masked language model: it holds no tokenizer")
     tokenizer, arguments = Tokenizer.from_str(content["tokenizer"]), content["hyper_parameters"]
     ids = special_ids(tokenizer)
-    config = build_config(**{key: arguments[key] for key in ENCODER if key in arguments})
+    config = build_config(**{key: arguments[key] for key in signature(build_config).parameters if key in arguments})
     config.bos_token_id, config.eos_token_id = ids["cls"], ids["sep"]
     if config.model_type == "modernbert":
         config.cls_token_id, config.sep_token_id = ids["cls"], ids["sep"]

@@ -31,8 +31,10 @@ def fill(
     """The `top` likeliest words for every [MASK] of a sentence, each guessed with the others still hidden.
 
     Raises:
-        InputError: where there is no mask, or the sentence is longer than the model's positions.
+        InputError: where there is no mask, nothing is asked for, or the sentence is longer than the model's positions.
     """
+    if top < 1:
+        raise InputError(f"top must be at least 1, got {top}")
     backend: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
     mask = special_ids(backend)["mask"]
     encoding = backend.encode(sentence.replace(MASK, backend.id_to_token(mask) or ""))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
@@ -52,10 +54,12 @@ def test_an_exported_folder_gives_equal_outputs(architecture, tokenizer, tmp_pat
     assert load_text(tmp_path / "folder").notes == ()
 
 
-def test_the_encoder_alone_of_a_classification_leaves(tokenizer, tmp_path):
+def test_the_encoder_alone_of_a_classification_leaves_into_the_current_folder(tokenizer, tmp_path, monkeypatch):
     """Its head is none of transformers', and a masked language model's would be drawn at random."""
     path = save(TextClassification(architecture="bert", **TINY), tmp_path / "last.ckpt", tokenizer)
-    name, _ = export_text(path, tmp_path / "folder")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    name, _ = export_text(path, Path())
     assert name == "AutoModel"
     exported = AutoModel.from_pretrained(tmp_path / "folder", add_pooling_layer=False).eval()
     assert type(exported).__name__ == "BertModel"
@@ -89,6 +93,7 @@ def test_what_cannot_be_filled_or_read_is_said_in_one_line(checkpoint, tmp_path,
     (tmp_path / "weights.pt").write_bytes(b"nothing")
     wrong = {
         "no [MASK]": ["A dog.", "--model", str(checkpoint)],
+        "top must be at least 1, got 0": ["[MASK]", "--model", str(checkpoint), "--top", "0"],
         "more than the model's 64": ["dog " * 80 + "[MASK]", "--model", str(checkpoint)],
         "is missing": ["[MASK]", "--model", "nowhere.ckpt"],
         "cut short or no checkpoint": ["[MASK]", "--model", str(tmp_path / "weights.pt")],
