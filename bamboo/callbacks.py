@@ -20,6 +20,7 @@ class Throughput(Callback):
 
     Averages over the steps between two logs; validation is not counted. Utilisation (the FLOPs that the model needs
     over the peak of the device) is logged where Lightning knows the peak and the module can count its FLOPs.
+    Lightning's own ThroughputMonitor waits for the device in every batch.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -29,6 +30,7 @@ class Throughput(Callback):
         peak = get_available_flops(trainer.strategy.root_device, dtype)
         flops_per_sample = getattr(pl_module, "flops_per_sample", None)
         self.peak_samples_per_s = peak / flops_per_sample() if peak and flops_per_sample else None
+        self.step = trainer.global_step
         self._reset()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,8 +51,9 @@ class Throughput(Callback):
         """Log at the steps that are logged. Reads clocks alone: nothing here waits for the device."""
         self.asked = time.perf_counter()
         self.batches += 1
-        if not is_logged(trainer, trainer.global_step):
-            return
+        if trainer.global_step == self.step or not is_logged(trainer, trainer.global_step):
+            return  # in between accumulated batches too
+        self.step = trainer.global_step
         assert isinstance(pl_module, TrainingModule)
         per_device = pl_module.effective_batch() / trainer.accumulate_grad_batches / trainer.world_size
         rate = per_device * self.batches / (self.asked - self.since)

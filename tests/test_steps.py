@@ -232,7 +232,7 @@ def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(monkeypatch
     module.configure_optimizers = lambda: build_optimizer(module.parameter_groups(), module.recipe, fused=False)
     train(
         module,
-        Images(),
+        Images(batches=3),
         NonFiniteGuard(),
         Throughput(),
         watch,
@@ -242,8 +242,7 @@ def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(monkeypatch
         log_every_n_steps=100,
         limit_val_batches=0,
     )
-    assert len(watch.steps) == 6
-    assert watch.steps == [([], [])] * 6
+    assert watch.steps == [([], [])] * 3
 
 
 def test_what_is_logged_is_of_the_step_that_it_is_logged_for(tmp_path):
@@ -264,6 +263,13 @@ def test_what_is_logged_is_of_the_step_that_it_is_logged_for(tmp_path):
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         logged = {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file)}
     assert logged == {number: pytest.approx(losses[number][0]) for number in (1, 3, 4)}
+
+
+def test_speed_is_logged_once_a_step_over_all_of_its_accumulated_batches():
+    module, logged = tiny_mae(), []
+    module.log_dict = lambda values, **_: logged.append(values)
+    train(module, Images(), Throughput(), accumulate_grad_batches=3, log_every_n_steps=1, limit_val_batches=0)
+    assert sum("speed/samples_per_s" in values for values in logged) == 2
 
 
 @pytest.mark.parametrize("clip", [None, 1e9])
