@@ -145,7 +145,8 @@ def meet(rank, folder, root):
 def seen(tmp_path_factory, image_root):
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("meeting")
-    multiprocessing.spawn(meet, (folder, image_root), nprocs=2)
+    start = "spawn" if torch.cuda.is_initialized() else "fork"  # which imports nothing anew
+    multiprocessing.start_processes(meet, (folder, image_root), nprocs=2, start_method=start)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,7 +1,6 @@
 """A resumed run equals the uninterrupted one bit for bit: weights, optimizer, and what is logged afterwards."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -46,8 +45,8 @@ def assert_equal_runs(ours, theirs, resumed_after):
     assert {step: loss for step, loss in mine.items() if step >= resumed_after} == after
 
 
-# Within the first epoch, at its end, within the second.
-@pytest.mark.parametrize(("step", "workers"), [(3, "0"), (7, "0"), (10, "2")])
+# At the end of the first epoch, and within the second; a run that is killed ends within the first.
+@pytest.mark.parametrize(("step", "workers"), [(7, "0"), (10, "2")])
 def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, step, workers):
     monkeypatch.chdir(tmp_path)
     run = [*RUN, "--data.init_args.num_workers", workers]
@@ -112,7 +111,7 @@ def test_a_run_does_not_go_on_with_another_optimizer(uninterrupted, tmp_path, mo
 
 def test_a_run_that_is_killed_and_resumed_equals_the_uninterrupted_one(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    step = random.Random(0).randrange(2, 14)
+    step = 3
     command = ["fit", "--config", str(CONFIGS / "pretrain/quickstart.yaml"), *TINY, *RUN, *interrupt_before(step)]
     killed = subprocess.run(
         [sys.executable, "-m", "bamboo", *command, "--trainer.callbacks.kill=true"],

@@ -5,7 +5,7 @@ from PIL import Image
 
 from bamboo.cli import main
 from bamboo.vision.mae import build_mae
-from bamboo.vision.pixels import PixelScale, patchify, unpatchify
+from bamboo.vision.pixels import PixelScale, patchify
 from bamboo.vision.reconstruction import NORM_PIX_NOTE, RAW_NOTE, note_for, panel, reconstruct
 from tests.runs import QUARTER, fit, last
 
@@ -33,16 +33,6 @@ def tiny_mae(**kwargs):
     torch.manual_seed(0)
     shape = {"depth": 1, "width": 32, "heads": 2}
     return build_mae(shape, (16, 24), 4, decoder_shape=shape, **kwargs)
-
-
-def test_cutting_into_patches_matches_a_hand_written_tensor():
-    image = torch.arange(16).view(1, 1, 4, 4)
-    assert patchify(image, 2).tolist() == [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]
-
-
-def test_patches_are_put_back_where_they_were():
-    images = byte_images()
-    assert torch.equal(unpatchify(patchify(images, 4), (4, 6), 4), images)
 
 
 def test_bytes_survive_standardising_and_back():
