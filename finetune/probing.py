@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bamboo.analysis.captures import State, capture
@@ -68,19 +68,20 @@ def probe_accuracies(
     deviation, mean = torch.std_mean(train.features, dim=1, keepdim=True)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     layers, count, width = train.features.shape
-    probe = _Probes(layers, width, classes).to(device)
+    weight, bias = (torch.zeros(layers, rows, classes, device=device, requires_grad=True) for rows in (width, 1))
     batch = min(256, count)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=0.01, weight_decay=0.01)
+    optimizer = torch.optim.AdamW([weight, bias], lr=0.01, weight_decay=0.01)
     steps = epochs * (count // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
 
-    def standardised(features: Tensor) -> Tensor:
-        return ((features - mean) / (deviation + 1e-6)).to(device)
+    def probe(features: Tensor) -> Tensor:
+        """Logits (layers, n, classes) of features (layers, n, width)."""
+        return torch.baddbmm(bias, ((features - mean) / (deviation + 1e-6)).to(device), weight)
 
     for _ in range(epochs):
         for index in torch.randperm(count, generator=generator).split(batch)[: count // batch]:
-            logits = probe(standardised(train.features[:, index]))
+            logits = probe(train.features[:, index])
             target = train.labels[index].to(device).expand(layers, -1)
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / batch
             optimizer.zero_grad()
@@ -89,7 +90,7 @@ def probe_accuracies(
             schedule.step()
     with torch.no_grad():
         chunks = zip(test.features.split(1024, dim=1), test.labels.split(1024), strict=True)
-        right = [(probe(standardised(x)).argmax(-1) == y.to(device)).sum(dim=1) for x, y in chunks]
+        right = [(probe(x).argmax(-1) == y.to(device)).sum(dim=1) for x, y in chunks]
     return torch.stack(right).sum(dim=0).cpu() / len(test.labels)
 
 
@@ -103,16 +104,3 @@ def best_layer(train: LayerFeatures, device: torch.device, epochs: int = 50, see
     parts = order.tensor_split([max(len(order) // 5, 1)])
     held_out, rest = (train._replace(features=train.features[:, rows], labels=train.labels[rows]) for rows in parts)
     return int(probe_accuracies(rest, held_out, device, epochs, seed).argmax())
-
-
-class _Probes(nn.Module):
-    """A linear classifier for each layer."""
-
-    def __init__(self, layers: int, width: int, classes: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(layers, width, classes))
-        self.bias = nn.Parameter(torch.zeros(layers, 1, classes))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (layers, n, classes) of features (layers, n, width)."""
-        return torch.baddbmm(self.bias, features, self.weight)

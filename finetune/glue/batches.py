@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, DistributedSampler
 
 from bamboo.errors import InputError
@@ -25,22 +26,20 @@ CHUNK = 10_000
 
 
 class Tokens(NamedTuple):
-    """Tokenised texts, end to end.
+    """Tokenised texts.
 
     Args:
-        ids: token numbers (total,).
-        types: 0 for the first text of a pair and 1 for the second (total,); None where the encoder does not tell.
-        starts: where each text starts, and where the last one ends (n + 1,).
+        ids: token numbers of each text, (length,) in int32.
+        types: 0 for the first text of a pair and 1 for the second, likewise; None where the encoder does not tell.
     """
 
-    ids: NDArray[np.int32]
-    types: NDArray[np.int8] | None
-    starts: NDArray[np.int64]
+    ids: Sequence[Tensor]
+    types: Sequence[Tensor] | None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each text (n,)."""
-        return np.diff(self.starts)
+        return np.array([len(text) for text in self.ids], np.int64)
 
 
 def tokenise(
@@ -55,22 +54,15 @@ def tokenise(
         max_length: tokens at most, special ones included; of a pair the longer text is cut first.
         types: whether the encoder tells the two texts of a pair apart.
     """
-    ids: list[Any] = []
-    segments: list[Any] = []
+    ids: list[Tensor] = []
+    segments: list[Tensor] = []
+    options = {"truncation": "longest_first", "max_length": max_length, "return_attention_mask": False}
     for start in range(0, len(first), CHUNK):
         texts = [list(part[start : start + CHUNK]) for part in (first, second) if part is not None]
-        encoded = tokenizer(
-            *texts,
-            truncation="longest_first",
-            max_length=max_length,
-            return_token_type_ids=types,
-            return_attention_mask=False,
-        )
-        ids += [np.asarray(row, np.int32) for row in encoded["input_ids"]]
-        segments += [np.asarray(row, np.int8) for row in encoded["token_type_ids"]] if types else []
-    starts = np.cumsum([0, *map(len, ids)])
-    flat = np.concatenate([np.empty(0, np.int32), *ids])
-    return Tokens(flat, np.concatenate([np.empty(0, np.int8), *segments]) if types else None, starts)
+        encoded = tokenizer(*texts, **options, return_token_type_ids=types)
+        ids += [torch.tensor(row, dtype=torch.int32) for row in encoded["input_ids"]]
+        segments += [torch.tensor(row, dtype=torch.int8) for row in encoded["token_type_ids"]] if types else []
+    return Tokens(ids, segments if types else None)
 
 
 class Batches(Dataset[dict[str, Tensor]]):
@@ -93,24 +85,20 @@ class Batches(Dataset[dict[str, Tensor]]):
         self.labels = None if labels is None else torch.as_tensor(labels)
 
     def __len__(self) -> int:
-        return len(self.tokens.starts) - 1
+        return len(self.tokens.ids)
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        starts, lengths = self.tokens.starts[list(indices)], self.tokens.lengths[list(indices)]
-        width = max(lengths, default=0)
-        ids = np.full((len(indices), width), self.pad, np.int64)
-        types = np.zeros((len(indices), width), np.int64)
-        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            place = slice(width - length, width) if self.side == "left" else slice(length)
-            ids[row, place] = self.tokens.ids[start : start + length]
-            if self.tokens.types is not None:
-                types[row, place] = self.tokens.types[start : start + length]
-        mask = np.arange(width) < lengths[:, None]
-        mask = mask[:, ::-1].copy() if self.side == "left" else mask
-        arrays = {"input_ids": ids, "attention_mask": mask, "index": np.asarray(indices, np.int64)}
-        arrays |= {} if self.tokens.types is None else {"token_type_ids": types}
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        rows = [self.tokens.ids[index] for index in indices]
+        batch = {"input_ids": self._padded(rows, self.pad).long(), "index": torch.as_tensor(indices).long()}
+        batch["attention_mask"] = self._padded([torch.ones_like(row, dtype=torch.bool) for row in rows])
+        if self.tokens.types is not None:
+            batch["token_type_ids"] = self._padded([self.tokens.types[index] for index in indices]).long()
         return batch if self.labels is None else batch | {"label": self.labels[batch["index"]]}
+
+    def _padded(self, rows: list[Tensor], value: int = 0) -> Tensor:
+        if not rows:  # fewer texts than processes
+            return torch.empty(0, 0)
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.side)
 
 
 class TrainBatches(DistributedSampler[Any]):

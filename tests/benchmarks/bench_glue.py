@@ -47,10 +47,9 @@ def lengths(task: str) -> np.ndarray[Any, Any]:
 
 def texts(task: str) -> Batches:
     """Random tokens of real lengths, with random labels."""
-    starts = np.cumsum([0, *lengths(task)])
     random = np.random.default_rng(1)
-    ids = random.integers(1000, 30000, starts[-1], dtype=np.int32)
-    tokens = Tokens(ids, np.zeros(starts[-1], np.int8), starts)
+    ids = [torch.from_numpy(random.integers(1000, 30000, length, dtype=np.int32)) for length in lengths(task)]
+    tokens = Tokens(ids, [torch.zeros(len(text), dtype=torch.int8) for text in ids])
     return Batches(tokens, random.integers(0, 2, TEXTS).tolist())
 
 
@@ -117,7 +116,8 @@ def measure(task: str, rounds: int = 3, share: int = 16) -> dict[str, float]:
         "ours": build_optimizer(layer_groups(models["ours"], 1.0, 0.0), Setting().recipe),
         "peer": torch.optim.AdamW(models["peer"].parameters(), lr=4e-5, weight_decay=0.0, fused=True),
     }
-    epoch = sorted(TrainBatches(data, BATCH), key=lambda one: max(data.tokens.lengths[one]))
+    texts_lengths = data.tokens.lengths
+    epoch = sorted(TrainBatches(data, BATCH), key=lambda one: max(texts_lengths[one]))
     spread = epoch[len(epoch) // 16 :: len(epoch) // 8]  # eight steps, short and long as in the whole epoch
     sides: dict[str, Callable[[], float]] = {
         "ours_train": lambda: train(models["ours"], optimizers["ours"], (data[one] for one in spread)),
@@ -136,10 +136,8 @@ def measure(task: str, rounds: int = 3, share: int = 16) -> dict[str, float]:
 
 
 def _some(tokens: Tokens, rows: range) -> Tokens:
-    parts = [slice(tokens.starts[row], tokens.starts[row + 1]) for row in rows]
     assert tokens.types is not None
-    ids, types = (np.concatenate([array[part] for part in parts]) for array in (tokens.ids, tokens.types))
-    return Tokens(ids, types, np.cumsum([0, *(part.stop - part.start for part in parts)]))
+    return Tokens([tokens.ids[row] for row in rows], [tokens.types[row] for row in rows])
 
 
 def bench_glue() -> dict[str, float]:
