@@ -1,6 +1,7 @@
 """The models that a person can name on the command line, opened."""
 
 import copy
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,10 @@ def name_of(source: str) -> str:
     if colon and scheme in ("timm", "hf") and not Path(rest.removesuffix(RANDOM)).exists():
         return rest
     path = Path(rest if colon else source)
-    return f"{path.parent.name}/{path.stem}" if path.stem in ("last", "model", "best", "checkpoint") else path.stem
+    folders = [name for name in path.parent.parts if not re.fullmatch(r"checkpoints|version_\d+", name)]
+    return (
+        f"{folders[-1]}/{path.stem}" if folders and path.stem in ("last", "model", "best", "checkpoint") else path.stem
+    )
 
 
 def fresh_copy(opened: Opened, seed: int = 0) -> Opened:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bamboo.analysis.model_sources import name_of
 from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.finetune.glue.comparison import differences
@@ -212,6 +213,11 @@ def test_a_table_is_aligned_markdown():
         "| CoLA | mcc    |    5.0 |",
         "| MRPC | f1     |  81.25 |",
     ]
+
+
+def test_an_encoder_is_called_after_its_run():
+    assert name_of("runs/text_corpus/version_0/checkpoints/last.ckpt") == "text_corpus/last"
+    assert [name_of(name) for name in ("last.ckpt", "hf:bert-base-uncased")] == ["last", "bert-base-uncased"]
 
 
 def test_durations_are_read_at_a_glance():
