@@ -42,12 +42,12 @@ def differences(first: Scores, second: Scores) -> pd.DataFrame:
         raise InputError(f"{first.encoder} and {second.encoder} have no task in common")
     rows = {}
     for name in names:
-        one, two = (run[run["task"] == name] for run in runs)
-        sizes = [tuple(side[["train", "dev"]].iloc[0].astype(int)) for side in (one, two)]
+        pair = [run[run["task"] == name] for run in runs]
+        sizes = [tuple(side[["train", "dev"]].iloc[0].astype(int)) for side in pair]
         if sizes[0] != sizes[1]:
             words = " in one run, ".join(f"{train} training and {dev} dev examples" for train, dev in sizes)
             raise InputError(f"{name}: {words} in the other: only scores on the same examples can be compared")
-        rows[name] = compare(one["value"].to_numpy(), two["value"].to_numpy())
+        rows[name] = compare(*(side["value"].to_numpy() for side in pair))
     table = pd.DataFrame.from_dict(rows, orient="index")
     table["p_holm"] = holm(table["p"].to_numpy())
     table["verdict"] = table.apply(_verdict, axis=1)

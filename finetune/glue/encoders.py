@@ -102,11 +102,11 @@ def head_classes(source: str | Path) -> tuple[str, ...]:
     Raises:
         InputError: where the source cannot be read.
     """
-    found = find_source(source)
-    if found.kind == "text":
-        names = found.content["hyper_parameters"].get("model_config", {}).get("id2label", {})
+    origin = find_source(source)
+    if origin.kind == "text":
+        names = origin.content["hyper_parameters"].get("model_config", {}).get("id2label", {})
     else:
-        config = _read_config(found)
+        config = _read_config(origin)
         names = config.id2label if _is_classifier(config) else {}
     return tuple(names[key] for key in sorted(names, key=int))
 

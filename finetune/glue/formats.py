@@ -54,51 +54,54 @@ def read_table(path: Path, names: Mapping[str, str], header: Sequence[str] = (),
         InputError: for a missing column, a row with another number of columns, or text that is not UTF-8, with file
             and line.
     """
-    from pyarrow import csv as arrow  # type: ignore[import-untyped]
-    from pyarrow import lib
-
-    is_csv = path.suffix == ".csv"
-    columns, first = (list(header), 0) if header else _header(path, is_csv, names)
+    columns, first = (list(header), 0) if header else _header(path, names)
     chosen = _choose(names, columns, str(path) if header else f"{path}:{first}")
-    wrong: dict[int, int] = {}  # number of columns by line
-
-    def skip(row: Any) -> str:
-        wrong[row.number] = row.actual_columns
-        return "skip"
-
-    marks = {"delimiter": "," if is_csv else "\t", "quote_char": '"' if is_csv else False}
-    marks |= {"double_quote": is_csv, "newlines_in_values": is_csv}
-    try:
-        table = arrow.read_csv(
-            path,
-            arrow.ReadOptions(use_threads=False, column_names=columns, skip_rows=first),
-            arrow.ParseOptions(**marks, ignore_empty_lines=False, invalid_row_handler=skip),
-            arrow.ConvertOptions(column_types=dict.fromkeys(columns, "string"), strings_can_be_null=False),
-        ).to_pandas()
-    except lib.ArrowInvalid as error:
-        if "Empty CSV file" in str(error):
-            return Table(path, pd.DataFrame(columns=list(chosen)))
-        row, reason = re.search(r"Row #(\d+)", str(error)), str(error)
-        reason = "not UTF-8 text" if row and "UTF8" in reason else reason
-        raise InputError(f"{path}{f':{row[1]}' if row else ''}: {reason}") from error
+    rows, wrong = _parse(path, columns, first)
     for line, width in wrong.items():
         if not skip_short or width > len(columns):
             listed = ", ".join(columns)
             raise InputError(f"{path}:{line}: expected {len(columns)} columns, got {width}: {listed}")
     if wrong:
         log.warning("%s: skipped %d rows with missing columns, the first at line %d", path, len(wrong), min(wrong))
-    last = first + len(table) + len(wrong)
-    table.index = pd.Index([line for line in range(first + 1, last + 1) if line not in wrong])
-    table = table[(table != "").any(axis=1)]  # a blank line is a row of nothing
-    return Table(path, _rename(table, chosen))
+    return Table(path, _rename(rows[(rows != "").any(axis=1)], chosen))  # a blank line is a row of nothing
 
 
-def _header(path: Path, is_csv: bool, names: Mapping[str, str]) -> tuple[list[str], int]:
+def _parse(path: Path, columns: Sequence[str], first: int) -> tuple[pd.DataFrame, dict[int, int]]:
+    """The rows behind line `first` by line, as strings, and the number of columns of each line that has another."""
+    from pyarrow import csv as arrow  # type: ignore[import-untyped]
+    from pyarrow import lib
+
+    wrong: dict[int, int] = {}
+
+    def skip(row: Any) -> str:
+        wrong[row.number] = row.actual_columns
+        return "skip"
+
+    quotes = {"quote_char": '"', "newlines_in_values": True} if path.suffix == ".csv" else {"quote_char": False}
+    separator = "," if path.suffix == ".csv" else "\t"
+    try:
+        rows = arrow.read_csv(
+            path,
+            arrow.ReadOptions(use_threads=False, column_names=columns, skip_rows=first),
+            arrow.ParseOptions(delimiter=separator, **quotes, ignore_empty_lines=False, invalid_row_handler=skip),
+            arrow.ConvertOptions(column_types=dict.fromkeys(columns, "string"), strings_can_be_null=False),
+        ).to_pandas()
+    except lib.ArrowInvalid as error:
+        if "Empty CSV file" in str(error):
+            return pd.DataFrame(columns=list(columns)), {}
+        row, reason = re.search(r"Row #(\d+)", str(error)), str(error)
+        reason = "not UTF-8 text" if row and "UTF8" in reason else reason
+        raise InputError(f"{path}{f':{row[1]}' if row else ''}: {reason}") from error
+    last = first + len(rows) + len(wrong)
+    return rows.set_axis([line for line in range(first + 1, last + 1) if line not in wrong]), wrong
+
+
+def _header(path: Path, names: Mapping[str, str]) -> tuple[list[str], int]:
     """The columns that the first line says that is not blank, and its number."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if text := line.decode("utf-8-sig", "replace").strip("\r\n"):
-                return next(csv.reader([text])) if is_csv else text.split("\t"), number
+                return next(csv.reader([text])) if path.suffix == ".csv" else text.split("\t"), number
     raise InputError(f"{path} is empty: expected a header line with {', '.join(names.values())}")
 
 
