@@ -119,6 +119,9 @@ def test_a_model_has_the_shape_that_was_asked_for(architecture):
     model = model_of(architecture)
     assert len(blocks_of(model)) == 3
     assert model.config.vocab_size == 128
+    special = {key: value for key, value in model.config.to_dict().items() if key.endswith("token_id")}
+    assert special.pop("pad_token_id") == 0
+    assert not any(special.values()), special  # transformers' own are those of another vocabulary
     assert longest_sequence(model.config) == 24
     hidden = torch.randn(2, 32)
     assert prediction_head(model)(hidden).shape == (2, 128)
