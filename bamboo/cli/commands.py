@@ -3,20 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+from bamboo import shapes as costs
 from bamboo.errors import InputError
-from bamboo.shapes import (
-    DECODER,
-    SHAPES,
-    Patches,
-    decoder_flops,
-    decoder_parameters,
-    default_patch_size,
-    encoder_flops,
-    encoder_parameters,
-    find_shape,
-    ladder,
-    levine_optimum,
-)
+from bamboo.shapes import DECODER, SHAPES, Patches, default_patch_size, find_shape
 from bamboo.tables import table
 
 MASK_RATIO = 0.75
@@ -56,13 +45,15 @@ def _print_named(image_size: int) -> None:
     for name, shape in SHAPES.items():
         patches = Patches.of(image_size, default_patch_size(name))
         visible = patches.visible(MASK_RATIO)
-        costs = [
-            *(shape.parameters / 1e6, encoder_parameters(shape, patches) / 1e6),
-            *(encoder_flops(shape, patches) / 1e9, encoder_flops(shape, patches, visible) / 1e9),
-            decoder_parameters(DECODER, shape, patches) / 1e6,
-            decoder_flops(DECODER, shape, patches, visible, patches.count - visible) / 1e9,
+        numbers = [
+            *(shape.parameters / 1e6, costs.encoder_parameters(shape, patches) / 1e6),
+            *(costs.encoder_flops(shape, patches) / 1e9, costs.encoder_flops(shape, patches, visible) / 1e9),
+            costs.decoder_parameters(DECODER, shape, patches) / 1e6,
+            costs.decoder_flops(DECODER, shape, patches, visible, patches.count - visible) / 1e9,
         ]
-        rows.append([name, str(shape), str(shape.heads), str(patches.patch_size), *(f"{cost:.1f}" for cost in costs)])
+        rows.append(
+            [name, str(shape), str(shape.heads), str(patches.patch_size), *(f"{number:.1f}" for number in numbers)]
+        )
     print(table(rows))
     print(
         f"\nFLOPs of one forward pass over a {image_size} px image; a multiply-accumulate counts as two. Masked: "
@@ -77,16 +68,16 @@ def _print_ladder(budget: str, head_dim: int, equal: Literal["parameters", "flop
         ["depth x width", "heads", "blocks", "", "full", "", "masked"],
         ["", "", "M params", "", "GFLOPs", "", "GFLOPs"],
     ]
-    for shape in ladder(base, head_dim, equal, patches.count + 1):
-        flops, masked = encoder_flops(shape, patches), encoder_flops(shape, patches, visible)
+    for shape in costs.ladder(base, head_dim, equal, patches.count + 1):
+        flops, masked = costs.encoder_flops(shape, patches), costs.encoder_flops(shape, patches, visible)
         rows.append(
             [
                 *(str(shape), str(shape.heads), f"{shape.parameters / 1e6:.1f}"),
                 *(f"{shape.parameters / base.parameters - 1:+.1%}", f"{flops / 1e9:.1f}"),
-                *(f"{flops / encoder_flops(base, patches) - 1:+.1%}", f"{masked / 1e9:.1f}"),
+                *(f"{flops / costs.encoder_flops(base, patches) - 1:+.1%}", f"{masked / 1e9:.1f}"),
             ]
         )
-    depth, width = levine_optimum(base.parameters)
+    depth, width = costs.levine_optimum(base.parameters)
     print(table(rows))
     print(
         f"\nThe depth-width law of Levine et al. 2020 puts its optimum for {base.parameters / 1e6:.0f} M parameters at "

@@ -26,9 +26,6 @@ def attach_head(
             `token`, the class token after the final norm; `map`, attention from a learned query to the patch tokens.
         batch_norm: standardise what the head sees by a batch norm without weights, as for a linear probe.
         std: of the truncated normal that initialises the head; its biases are zero.
-
-    Raises:
-        InputError: where the encoder has no class token to pool, or there are fewer than two classes.
     """
     if pool not in POOLS:
         raise unknown("pool", pool, POOLS)

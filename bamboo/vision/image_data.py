@@ -119,9 +119,7 @@ class ImageData(SampledData):
     def probe_loaders(self, limit: int | None = None, shared: bool = False) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """Whole labelled training images and validation images, in order, for a probe of the features.
 
-        Args:
-            limit: read at most so many of each, evenly spread.
-            shared: deal them to the processes, in place of all of them to every process.
+        At most `limit` of each, evenly spread; `shared` deals them to the processes, where else each gets all of them.
         """
         return self.probe_loader(self.labelled, limit, shared), self.probe_loader(self.sources.val, limit, shared)
 
