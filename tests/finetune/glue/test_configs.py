@@ -64,11 +64,3 @@ def test_a_configuration_trains_and_evaluates(name, encoder, data, tmp_path, mon
     assert [(row["split"], row["id"]) for row in rows] == [(split, str(n)) for split in splits for n in range(10)]
     known = TASKS[name].labels
     assert all(row["predicted"] in known if known else math.isfinite(float(row["predicted"])) for row in rows)
-
-
-def test_without_an_encoder_it_is_one_line(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["fit", *CONFIG, "--model.init_args.task", "cola", "--data.init_args.root", str(data)]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "there is no encoder to fine-tune: give --model.init_args.encoder CHECKPOINT or hf:NAME" in error
-    assert not (tmp_path / "runs").exists()

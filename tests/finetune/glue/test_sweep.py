@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from bamboo.finetune.glue.recipes import SEARCH, Setting
 from bamboo.finetune.glue.runs import Plan, Run, fine_tune, predict_tests
 from bamboo.finetune.glue.sweep import sweep, worker_environments
 from bamboo.finetune.glue.tasks import DIAGNOSTIC, TASKS, find_tasks
+from bamboo.workers import reason_of
 from tests.runs import ROOT, same
 
 SETTING = Setting(lr=1e-3, epochs=2)
@@ -84,19 +86,40 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_the_table_of_one_that_was_
     assert tables[0] == tables[1]
 
 
-def test_processes_side_by_side_give_what_one_gives_and_what_fails_leaves_the_others(plan, tmp_path):
-    tasks = find_tasks(["cola", "rte"])
+@pytest.mark.slow
+def test_processes_side_by_side_give_what_one_gives(plan, tmp_path):
     for workers in (1, 2):
-        out = tmp_path / str(workers)
-        (out / "cells" / "cola-seed1.json").mkdir(parents=True)  # its scores cannot be written
-        runs, failures = sweep(plan, tasks, [0, 1], out, SIZES, SETTING, workers)
-        assert [run.name for run in runs] == ["cola-seed0", "rte-seed0", "rte-seed1"]
-        assert list(failures) == ["cola-seed1"]
-        assert "Is a directory" in failures["cola-seed1"]
-        (out / "cells" / "cola-seed1.json").rmdir()
+        runs, failures = sweep(
+            plan, find_tasks(["cola", "rte"]), [0, 1], tmp_path / str(workers), SIZES, SETTING, workers
+        )
+        assert (len(runs), failures) == (4, {})
     assert scores(tmp_path / "1") == scores(tmp_path / "2")
-    runs, failures = sweep(plan, tasks, [0, 1], tmp_path / "1", SIZES, SETTING)
-    assert (len(runs), failures) == (4, {})
+
+
+def in_turn(function, tasks, environments, ended, bar):
+    """As `run_tasks`, with what it sends to its processes, but in this one."""
+    function, tasks = pickle.loads(pickle.dumps((function, tasks)))
+    assert environments == [{"OMP_NUM_THREADS": "1"}] * 2
+    for task in tasks:
+        try:
+            function(task, bar.update)
+        except Exception as error:
+            ended(task, reason_of(error))
+        else:
+            ended(task, None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_fails_is_said_and_leaves_the_others(plan, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(sweeping, "run_tasks", in_turn)
+    (tmp_path / "cells" / "cola-seed1.json").mkdir(parents=True)  # its scores cannot be written
+    runs, failures = sweep(plan, find_tasks(["cola"]), [0, 1], tmp_path, SIZES, SETTING, workers)
+    assert [run.name for run in runs] == ["cola-seed0"]
+    assert list(failures) == ["cola-seed1"]
+    assert "Is a directory" in failures["cola-seed1"]
+    (tmp_path / "cells" / "cola-seed1.json").rmdir()
+    runs, failures = sweep(plan, find_tasks(["cola"]), [0, 1], tmp_path, SIZES, SETTING, workers)
+    assert ([run.seed for run in runs], failures) == ([0, 1], {})
 
 
 def test_each_worker_has_a_gpu_or_its_share_of_the_threads(monkeypatch):
