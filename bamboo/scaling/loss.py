@@ -26,10 +26,9 @@ COARSE, KEPT = 0.05, 5
 
 @dataclass(frozen=True, eq=False)
 class LossFit:
-    """The fitted law. Where N and D are far from 1, A and B are known far less well than what they predict.
+    """The law of some runs. Where N and D are far from 1, A and B are known far less well than what they predict.
 
     Args:
-        runs: that were fitted.
         constants: (1 + resamples, 5) E, A, B, alpha, beta: of the runs, then of resampled runs.
         flops: compute over N x D, the median over the runs: 6 unless they say otherwise.
     """
@@ -91,14 +90,10 @@ def fit_loss(runs: pd.DataFrame, resamples: int = 400, seed: int = 0, delta: flo
     relative to their geometric mean, so that one grid serves all scales; all starts are first followed under a wide
     quadratic zone, then the best of them under `delta`. Intervals are percentiles over resampled runs.
 
-    Args:
-        runs: as `check_runs` gives them; at least 6, with at least 3 different N and 3 different D.
-        resamples: number of bootstrap resamples.
-        seed: of the bootstrap.
-        delta: where the Huber loss turns from quadratic to linear, in units of log L.
+    `delta` is where the Huber loss turns from quadratic to linear, in units of log L.
 
     Raises:
-        InputError: for too few runs, sizes or amounts of data, saying what is needed.
+        InputError: for fewer than 6 runs, 3 different N or 3 different D.
     """
     sides = _check(runs)
     logs = np.log(runs[["parameters", "data", "loss"]].to_numpy())
@@ -155,14 +150,10 @@ def _objective(theta: Array, points: Array, delta: float) -> tuple[float, Array]
 
 
 class Holdout(NamedTuple):
-    """The largest runs, predicted by the law of the others.
+    """The largest runs, `held`, predicted by the law of the others, `fit`.
 
-    Args:
-        fit: of the other runs.
-        held: the largest runs, with the columns `predicted`, `low`, `high` (the interval of the law) and
-            `error_percent` (predicted over measured, less 1).
-        error: mean of the absolute errors, in percent.
-        reach: compute of the largest run over that of the largest fitted one.
+    Columns of `held` are `predicted`, `low` and `high` (the interval of the law), and `error_percent`, of which `error`
+    is the mean absolute value. `reach` is the compute of the largest run over that of the largest fitted one.
     """
 
     fit: LossFit
@@ -172,11 +163,7 @@ class Holdout(NamedTuple):
 
 
 def holdout_error(runs: pd.DataFrame, largest: int = 1, resamples: int = 400, seed: int = 0) -> Holdout:
-    """Fit the smaller runs and predict those of the `largest` pairs of N and D by compute; otherwise as `fit_loss`.
-
-    Raises:
-        InputError: where too little is left to fit.
-    """
+    """Fit the smaller runs and predict those of the `largest` pairs of N and D by compute; otherwise as `fit_loss`."""
     cell = cells(runs)
     out = cell.isin(runs["compute"].groupby(cell).max().nlargest(largest).index)
     try:

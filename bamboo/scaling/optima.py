@@ -16,12 +16,7 @@ from .runs import cells, near
 
 @dataclass(frozen=True, eq=False)
 class PowerLaw:
-    """y = prefactor x^exponent.
-
-    Args:
-        x: (points,) where it was fitted.
-        lines: (1 + resamples, 2) exponent and log prefactor: of the points, then of resampled points.
-    """
+    """y = prefactor x^exponent, fitted at `x`: `lines` are exponent and log prefactor, (1 + resamples, 2)."""
 
     x: Array
     lines: Array
@@ -46,8 +41,7 @@ def fit_power_law(
 ) -> PowerLaw:
     """Fit a line through log x and log y: the median of the slopes between pairs of points (Theil 1950, Sen 1968).
 
-    Raises:
-        InputError: for fewer than 3 different x, or numbers that are not positive and finite.
+    Raises `InputError` for fewer than 3 different x, or numbers that are not positive and finite.
     """
     points = np.array([x, y], dtype=np.float64)
     if not np.all(np.isfinite(points) & (points > 0)):
@@ -90,8 +84,7 @@ def best_batch(runs: pd.DataFrame, at: Literal["compute", "data"], resamples: in
     each batch size counts with the best model, data and learning rate that were tried, so all batch sizes should have
     been tried with the same ones. Seeds are averaged. Budgets with fewer than 3 batch sizes are left out.
 
-    Raises:
-        InputError: where no budget has 3 batch sizes.
+    Raises `InputError` where no budget has 3 batch sizes.
     """
     runs = runs.dropna(subset="batch_size")
     budget, fixed = (near(runs["compute"]), at) if at == "compute" else (cells(runs), "parameters and data")
@@ -105,8 +98,7 @@ def learning_rate_law(runs: pd.DataFrame, resamples: int = 1000, seed: int = 0) 
     The law has one exponent and, as the best learning rate also depends on parameters and data, a prefactor that is
     that of their middle: points of each pair of parameters and data are moved onto a common centre before the fit.
 
-    Raises:
-        InputError: where no batch size has 3 learning rates at the same parameters and data.
+    Raises `InputError` where no batch size has 3 learning rates at the same parameters and data.
     """
     runs = runs.dropna(subset=["batch_size", "learning_rate"])
     budget = [cells(runs).rename("cell"), "batch_size"]

@@ -28,15 +28,7 @@ TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What could be fitted, and in `missing`, by name, what the runs lack for the rest.
-
-    Args:
-        runs: all of them.
-        fit: of the best-tuned runs of each N and D.
-        holdout: the same without the largest.
-        optima: best settings by the names of `TITLES`.
-        missing: why something above is absent, or has no law.
-    """
+    """What could be fitted to the best-tuned runs of each N and D, and in `missing` what the runs lack for the rest."""
 
     runs: pd.DataFrame
     fit: LossFit | None
@@ -115,13 +107,7 @@ class Report:
 
 
 def analyse(runs: pd.DataFrame, holdout: int = 1, resamples: int = 400, seed: int = 0) -> Report:
-    """Every law that the runs allow.
-
-    Args:
-        runs: as `check_runs` gives them, with a unique index.
-        holdout: how many of the largest pairs of N and D to predict from the others.
-        resamples: of each bootstrap.
-        seed: of each bootstrap.
+    """Every law that the runs allow, and how well it predicts those of the `holdout` largest pairs of N and D.
 
     Raises:
         InputError: where no law at all can be fitted, with what each lacks.

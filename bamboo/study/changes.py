@@ -1,6 +1,7 @@
 """Changes to configurations by the paths of their keys, and to a whole study by the command line."""
 
 import re
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -55,12 +56,10 @@ def add_axes(study: Study, words: Sequence[str]) -> Study:
 
 
 def _value(word: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word
+    try:
+        return literal_eval(word)
+    except (ValueError, SyntaxError):  # a name
+        return word
 
 
 def _around(study: Study, name: str) -> list[Any]:

@@ -51,10 +51,11 @@ def estimates(study: Study, cells: Sequence[Cell], out: Path) -> dict[str, Estim
     """
     speed, done = matmul_flops(study.threads), read_results(study, out).done
     kinds: dict[Any, Estimate] = {}
+    sizes: dict[str, int] = {}
     for cell in cells:
         if (kind := _kind(cell)) not in kinds:
             measured = [outcome.seconds for outcome in done if _kind(outcome.cell) == kind]
-            parameters, flops = _count(study, cell)
+            parameters, flops = _count(study, cell, sizes)
             seconds = median(measured) if measured else flops / speed / REACHED
             kinds[kind] = Estimate(parameters, flops, BYTES * parameters, seconds, bool(measured))
     return {cell.name: kinds[_kind(cell)] for cell in cells}
@@ -64,8 +65,8 @@ def _kind(cell: Cell) -> Any:
     return cell.label, cell.objective, cell.axes
 
 
-def _count(study: Study, cell: Cell) -> tuple[int, float]:
-    """Parameters of the largest stage and FLOPs of all."""
+def _count(study: Study, cell: Cell, sizes: dict[str, int]) -> tuple[int, float]:
+    """Parameters of the largest stage and FLOPs of all; `sizes` keeps the samples of an epoch by their data."""
     objective, parameters, flops = study.objectives[cell.objective], 0, 0.0
     for stage in ("train", "then") if objective.then else ("train",):
         config = run_config(study, cell, Path(cell.name), stage)
@@ -75,7 +76,14 @@ def _count(study: Study, cell: Cell) -> tuple[int, float]:
             per_sample = 3 * cell.shape.flops(data.block_length if hasattr(data, "block_length") else data.length)
         else:
             per_sample = module.flops_per_sample()
-        flops += per_sample * _samples(data, config["trainer"], study.train_samples, module.recipe.effective_batch)
+        trainer, steps = config["trainer"], config["trainer"].get("max_steps") or -1
+        if steps > 0:
+            batch = module.recipe.effective_batch or trainer.get("accumulate_grad_batches", 1) * data.batch_size
+            flops += per_sample * steps * batch
+        else:
+            if (key := str(config["data"])) not in sizes:
+                sizes[key] = _epoch(data, study.train_samples)
+            flops += per_sample * sizes[key] * (trainer.get("max_epochs") or math.nan)
     return parameters, flops
 
 
@@ -96,19 +104,15 @@ def parse(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     return cli.model, cli.datamodule
 
 
-def _samples(data: Any, trainer: dict[str, Any], known: int | None, effective_batch: int) -> float:
-    """Samples that a training sees: of its steps if their number is given, else of its epochs."""
-    steps = trainer.get("max_steps") or -1
-    if steps > 0:
-        return float(steps * (effective_batch or trainer.get("accumulate_grad_batches", 1) * data.batch_size))
+def _epoch(data: Any, known: int | None) -> int:
+    """Samples of an epoch; if the data are not at hand, what is known of them."""
     try:
         data.setup("fit")
-        count = len(data.train_dataloader()) * data.batch_size
+        return len(data.train_dataloader()) * int(data.batch_size)
     except InputError:
         if known is None:
             raise
-        count = known
-    return float(count * (trainer.get("max_epochs") or math.nan))
+        return known
 
 
 def matmul_flops(threads: int) -> float:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bamboo.files import atomic_write
 from bamboo.fit.compose import resolve, select
-from bamboo.workers import Report, run_tasks
+from bamboo.workers import Report, reason_of, run_tasks
 
 from .changes import set_keys
 from .folders import FAILED, RESULT, cell_folder, cell_state, checkpoint, read_json, write_failure, write_json
@@ -76,7 +76,7 @@ def run_cell(study: Study, cell: Cell, folder: Path) -> None:
                 _run(study, cell, folder, log)
         except Exception as error:  # whatever it is, the other cells go on
             traceback.print_exc(file=log)
-            write_failure(folder, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            write_failure(folder, reason_of(error))
 
 
 def _run(study: Study, cell: Cell, folder: Path, log: TextIO) -> None:
