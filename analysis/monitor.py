@@ -46,8 +46,8 @@ class SimilarityMonitor(Callback):
         every_n_steps: optimizer steps between two looks.
         layers: layers to draw curves of, 0 the embedding, negative from the end; by default five, evenly spaced.
         blocks: path of the list of blocks in the module, where it cannot be found.
-        held_out: look at so many whole held-out samples, before the step and after the last one, instead of at what
-            the model is trained on.
+        held_out: look at so many whole held-out samples of the data module, before the step and after the last one,
+            instead of at what the model is trained on.
         points: looks over the whole of training, evenly spaced, instead of `every_n_steps`.
 
     Raises:
@@ -84,8 +84,9 @@ class SimilarityMonitor(Callback):
         if wrong:
             raise InputError(f"layer {wrong[0]} of SimilarityMonitor does not exist: there are {depth} blocks")
         self.chosen = sorted({layer % (depth + 1) for layer in chosen})
+        self.total = trainer.estimated_stepping_batches
         if self.points:
-            self.every_n_steps = max(int(trainer.estimated_stepping_batches) // self.points, 1)
+            self.every_n_steps = max(int(self.total) // self.points, 1)
         self.samples = list(_held_out(trainer, self.held_out)) if self.held_out else []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -114,8 +115,7 @@ class SimilarityMonitor(Callback):
             self._sums = {}
             similarity = split(trainer.strategy.reduce(sums, reduce_op="sum"))
             self._log(trainer, self._step, {name: part.tolist() for name, part in similarity.items()})
-        last = trainer.global_step == trainer.estimated_stepping_batches
-        if self.held_out and last and trainer.global_step not in self.steps[-1:]:
+        if self.held_out and trainer.global_step == self.total and self.total not in self.steps[-1:]:
             self._look_at_held_out(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
