@@ -7,12 +7,18 @@ import shutil
 
 import pytest
 
+from bamboo.analysis.plots import STYLE
 from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.scaling import read_runs
 from bamboo.shapes import Shape
 from tests.runs import fit as bamboo_fit
 from tests.runs import scalars
+
+
+@pytest.fixture(autouse=True)
+def coarse_figures(monkeypatch):
+    monkeypatch.setitem(STYLE, "savefig.dpi", 60)  # a third of the time
 
 
 def write(path, rows, columns=("parameters", "data", "loss", "batch_size", "learning_rate", "seed", "name")):

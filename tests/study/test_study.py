@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from bamboo.analysis.plots import STYLE
 from bamboo.analysis.profiles import Comparison
 from bamboo.cli import main
 from bamboo.errors import InputError
@@ -38,7 +39,9 @@ def out(tmp_path_factory):
     """The tiny study, run without interruption."""
     folder = tmp_path_factory.mktemp("study")
     run_here(tiny(folder), folder / "out")
-    write_report(read_results(load_stored(folder / "out"), folder / "out"), folder / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STYLE, "savefig.dpi", 60)  # a third of the time
+        write_report(read_results(load_stored(folder / "out"), folder / "out"), folder / "out")
     return folder / "out"
 
 
