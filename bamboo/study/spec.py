@@ -145,8 +145,8 @@ def check(study: Study) -> Study:
     """The study itself, if it can be run.
 
     Raises:
-        InputError: where a number is not positive, shapes are not equal in parameters, an axis belongs to no objective,
-            or cells share a name.
+        InputError: where a number is not positive, shapes are not equal in parameters, an axis has a mapping as a value
+            or belongs to no objective, or cells share a name.
     """
     counts = {"seeds": len(study.seeds), "threads": study.threads, "workers": study.workers}
     counts["train_samples"] = 1 if study.train_samples is None else study.train_samples
@@ -163,7 +163,9 @@ def check(study: Study) -> Study:
                 f"shape {label} has {off:+.1%} of the parameters of {first} ({shape.parameters:,} against "
                 f"{budget.parameters:,}), and a ladder is equal to {UNEQUAL:.0%}: change it, or set allow_unequal"
             )
-    for name in study.axes:
+    for name, values in study.axes.items():
+        if any(isinstance(value, dict) for value in values):
+            raise InputError(f"axes.{name}: a value is a mapping of keys; give an axis for each key, as in {name}.KEY")
         if not any(has_key(objective.config, axis_key(name)) for objective in study.objectives.values()):
             raise InputError(f"axis {name}: no objective configures the key {axis_key(name)}")
     (name, times), *_ = Counter(cell.name for cell in study.cells()).most_common(1)

@@ -109,6 +109,7 @@ def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path
         ({"axes": {"pool": "token"}}, "axes.pool: Value 'token' (str) is incompatible"),
         ({"axes": {"model.init_args.pol": [1]}}, "no objective configures the key model.init_args.pol"),
         ({"evaluation": {"measures": ["ranks"]}}, "evaluation.measures must hold token_similarity"),
+        ({"axes": {"model.init_args.recipe": [{"base_lr": 1}]}}, "axes.model.init_args.recipe: a value is a mapping"),
         ({"axes": {"pool": []}}, "axes.pool must be at least 1, got 0"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"launch": "torchrun"}, "launch: Invalid value"),
