@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from .results import Results, Series
+from .results import NUMBERS, Results, Series
 
 Verdict = Literal["holds", "does not hold", "within the spread", "not enough seeds", "not enough depths"]
 
@@ -18,10 +18,11 @@ RULE = (
     "Over the seeds the trend has a mean and a 95 % interval (Student's t on one number per seed; two objectives are "
     "compared seed by seed). A claim holds where the whole interval lies on the claimed side of zero, does not hold "
     "where it lies on the other side, and is within the spread where it contains zero, which is no proof of either. "
-    "One seed gives no interval."
+    "One seed gives no interval. Smoothing is judged by excess similarity, (within - between) / (1 - between), which "
+    "leaves out what the tokens of all samples have in common; by token similarity where a cell has no other."
 )
 
-SIMILARITY = "similarity"
+SIMILARITY, EXCESS = "similarity", "excess"
 ACCURACY = "accuracy"
 MASKED_SCORES = (ACCURACY, "masked_accuracy")
 """What a masked objective is judged by: accuracy after fine-tuning, or else hidden tokens guessed right."""
@@ -63,11 +64,13 @@ def judge(results: Results) -> list[Judgement]:
 def _judgements(results: Results) -> Iterator[Judgement]:
     masked = [series for series in results.series if series.kind == "masked"]
     supervised = [series for series in results.series if series.kind == "supervised"]
+    smoothing = EXCESS if all(EXCESS in outcome.numbers for outcome in results.done) else SIMILARITY
+    words = NUMBERS[smoothing]
     for series in supervised:
-        yield _judge(results, "supervised similarity rises with depth", SIMILARITY, [series])
+        yield _judge(results, f"supervised {words} rises with depth", smoothing, [series])
     for series in supervised:
         for other in (other for other in masked if _agree(series, other)):
-            yield _judge(results, f"{other.objective}'s similarity rises less with depth", SIMILARITY, [series, other])
+            yield _judge(results, f"{other.objective}'s {words} rises less with depth", smoothing, [series, other])
     for series in masked:
         if name := next((name for name in MASKED_SCORES if any(name in o.numbers for o in results.of(series))), None):
             yield _judge(results, f"deeper and narrower is better under {series.objective}", name, [series])

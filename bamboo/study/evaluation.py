@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from bamboo.analysis.profiles import Profile, compare
 from bamboo.files import read_file
 
@@ -35,13 +37,14 @@ def evaluate(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, float], 
 
 
 def last_layers(profiles: Mapping[str, Profile]) -> dict[str, float]:
-    """Similarity and, where it was measured, effective rank after the last block, by the names of numbers."""
+    """Similarity and, where they were measured, its excess and effective rank after the last block."""
     numbers = {
         name: _last(profiles[label], "token_similarity") for name, label in SIMILARITIES.items() if label in profiles
     }
-    if profiles[WHOLE].has("effective_rank"):
-        numbers["effective_rank"] = _last(profiles[WHOLE], "effective_rank")
-        numbers["effective_rank_untrained"] = _last(profiles[UNTRAINED], "effective_rank")
+    for name, measure in {"excess": "excess_similarity", "effective_rank": "effective_rank"}.items():
+        if profiles[WHOLE].has(measure) and np.isfinite(_last(profiles[WHOLE], measure)):  # one sample has no excess
+            numbers[name] = _last(profiles[WHOLE], measure)
+            numbers[f"{name}_untrained"] = _last(profiles[UNTRAINED], measure)
     return numbers
 
 

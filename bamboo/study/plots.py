@@ -69,7 +69,7 @@ def _limits(axis: Any, name: str, shown: Sequence[float]) -> None:
     if not shown:
         return
     low, high = min(shown), max(shown)
-    if name == "similarity":
+    if name in ("similarity", "excess"):
         axis.set_ylim(min(low, 0), 1.02)
     elif name in SCALED:
         axis.set_ylim(0, 1.15 * high)

@@ -14,7 +14,16 @@ from .pictures import plot_maps, plot_reconstructions
 from .plots import plot_layers, plot_numbers, plot_training
 from .results import MASKED, NUMBERS, SHARES, TRAIN, UNTRAINED, WHOLE, Outcome, Results, write_tables
 
-MAIN = ("similarity", "effective_rank", "loss", "masked_accuracy", "accuracy", "nearest_neighbours", "linear_probe")
+MAIN = (
+    "similarity",
+    "excess",
+    "effective_rank",
+    "loss",
+    "masked_accuracy",
+    "accuracy",
+    "nearest_neighbours",
+    "linear_probe",
+)
 LOOKS = {"holds": "good", "does not hold": "bad"}
 INTERVALS = "Dots are seeds, lines their means, bars 95 % intervals of the mean over seeds (Student's t)."
 
@@ -102,6 +111,10 @@ def _similarity(results: Results) -> Iterator[Section]:
     text = f"Similarity after the last block of each shape, at equal parameters. {INTERVALS} Dashed: before training."
     figure = plot_numbers(results, ["similarity"], before="similarity_untrained")
     yield Section("Last-layer similarity against depth", text, figure, "similarity_against_depth")
+    if results.has("excess"):
+        text = f"What the tokens of a sample share beyond what all samples have in common: smoothing. {INTERVALS}"
+        figure = plot_numbers(results, ["excess"], before="excess_untrained")
+        yield Section("Excess similarity against depth", text, figure, "excess_against_depth")
     text = (
         "Similarity after the last block while training goes on, on whole held-out samples whatever training masks; "
         "thin lines are seeds."

@@ -23,6 +23,8 @@ NUMBERS = {
     "similarity_train": "on training samples",
     "similarity_masked": "at masked length",
     "similarity_untrained_masked": "untrained, at masked length",
+    "excess": "excess similarity",
+    "excess_untrained": "untrained excess similarity",
     "effective_rank": "effective rank",
     "effective_rank_untrained": "untrained effective rank",
     "loss": "masked loss",

@@ -36,6 +36,12 @@ class Objective:
         return str(self.config["model"]["class_path"]).startswith("bamboo.text.")
 
 
+MEASURES = (
+    *("token_similarity", "between_similarity", "excess_similarity"),
+    *("cls_similarity", "high_frequency_ratio", "effective_rank"),
+)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What is measured of every cell.
@@ -49,9 +55,7 @@ class Evaluation:
     """
 
     samples: int = 256
-    measures: list[str] = field(
-        default_factory=lambda: ["token_similarity", "cls_similarity", "high_frequency_ratio", "effective_rank"]
-    )
+    measures: list[str] = field(default_factory=lambda: [*MEASURES])
     points: int = 8
     point_samples: int = 64
     probe_samples: int = 10_000

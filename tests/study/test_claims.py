@@ -58,6 +58,18 @@ def test_the_opposite_does_not_hold(tmp_path):
     assert [one.verdict for one in found] == ["does not hold"] * 4
 
 
+def test_smoothing_is_judged_by_excess_where_every_cell_has_it(tmp_path):
+    made = results(tmp_path, lambda objective, depth, seed: (0.9 - 0.1 * np.log2(depth), 0.5))
+    for outcome in made.done:
+        similarity, _ = as_the_paper_says(outcome.cell.objective, outcome.cell.shape.depth, outcome.cell.seed)
+        outcome.numbers["excess"] = similarity
+    rises, less, *_ = judge(made)
+    assert (rises.claim, rises.verdict) == ("supervised excess similarity rises with depth", "holds")
+    assert (less.claim, less.verdict) == ("mae's excess similarity rises less with depth", "holds")
+    del made.done[0].numbers["excess"]  # of an earlier version
+    assert judge(made)[0].claim == "supervised similarity rises with depth"
+
+
 def test_noise_is_within_the_spread(tmp_path):
     random = np.random.default_rng(0)
     table = {key: random.normal(0.5, 0.1, 2) for key in np.ndindex(2, 9, 3)}
