@@ -117,7 +117,7 @@ def test_cells_one_by_one_end_in_the_same_tables(out, tmp_path, capsys):
         run_locked(study, cell, other)
     assert main([*words[:1], "--out", str(other), "--report-only"]) == 0
     assert main(["study-report", str(other), "--out", str(tmp_path / "merged")]) == 0
-    assert "supervised similarity rises with depth" in capsys.readouterr().out
+    assert "supervised excess similarity rises with depth" in capsys.readouterr().out
     assert tables(other) == tables(out)
 
 
