@@ -46,11 +46,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
-        counts = "2 or 3" if self.optimizer == "came" else "2"
-        if str(len(self.betas)) not in counts or not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(
-                f"recipe.betas: {self.optimizer} takes {counts} numbers from 0 to below 1: {[*self.betas]}"
-            )
+        counts = (2, 3) if self.optimizer == "came" else (2,)
+        if len(self.betas) not in counts or not all(0 <= beta < 1 for beta in self.betas):
+            words = " or ".join(map(str, counts))
+            raise InputError(f"recipe.betas: {self.optimizer} takes {words} numbers from 0 to below 1: {[*self.betas]}")
         for name in ("warmup_share", "decay_share"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise InputError(f"recipe.{name} must lie between 0 and 1: {getattr(self, name)}")

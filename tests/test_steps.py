@@ -211,6 +211,16 @@ class Watch(Callback):
         self.steps.append((self.mode.read, self.mode.sent))
 
 
+def traffic(monkeypatch, module, data, **options):
+    """What goes between host and device in every step of a run on a device without memory: (read, sent) of each."""
+    monkeypatch.setattr(NonFiniteGuard, "_note", lambda *_: None)
+    module.configure_optimizers = lambda: build_optimizer(module.parameter_groups(), module.recipe, fused=False)
+    options |= {"strategy": MetaStrategy(), "max_time": "01:00:00:00", "log_every_n_steps": 100, "limit_val_batches": 0}
+    watch = Watch()
+    train(module, data, NonFiniteGuard(), Throughput(), watch, accelerator="auto", **options)
+    return watch.steps
+
+
 @pytest.mark.parametrize(
     ("build", "options"),
     [
@@ -225,24 +235,9 @@ def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(monkeypatch
     What NCCL, a fused optimizer or the transfer of the batch does inside is not seen, nor are random generators, of
     which this device has none, nor the guard's copy of its flag, which nobody waits for in the same step.
     """
-    monkeypatch.setattr(NonFiniteGuard, "_note", lambda *_: None)
-    watch = Watch()
     module = build(**options)
     module.noise = lambda count, *_: torch.empty(count, 16, device="meta")
-    module.configure_optimizers = lambda: build_optimizer(module.parameter_groups(), module.recipe, fused=False)
-    train(
-        module,
-        Images(batches=3),
-        NonFiniteGuard(),
-        Throughput(),
-        watch,
-        accelerator="auto",
-        strategy=MetaStrategy(),
-        max_time="01:00:00:00",
-        log_every_n_steps=100,
-        limit_val_batches=0,
-    )
-    assert watch.steps == [([], [])] * 3
+    assert traffic(monkeypatch, module, Images(batches=3)) == [([], [])] * 3
 
 
 def test_what_is_logged_is_of_the_step_that_it_is_logged_for(tmp_path):

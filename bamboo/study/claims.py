@@ -81,9 +81,9 @@ def _judgements(results: Results) -> Iterator[Judgement]:
 
 def _judge(results: Results, claim: str, name: str, compared: Sequence[Series], claimed: int = 1) -> Judgement:
     """Judge the trend of a number of one series, or by how much it lies above that of a second one."""
-    by_seed = [trends(results, series, name) for series in compared]
-    common = [seed for seed in by_seed[0] if all(seed in found for found in by_seed)]
-    seeds = {seed: by_seed[0][seed] - sum(found[seed] for found in by_seed[1:]) for seed in common}
+    slopes, *others = (trends(results, series, name) for series in compared)
+    common = [seed for seed in slopes if all(seed in other for other in others)]
+    seeds = {seed: slopes[seed] - sum(other[seed] for other in others) for seed in common}
     trend, low, high = interval([*seeds.values()])
     means = {series.label: _means(results, series, name) for series in compared}
     return Judgement(
@@ -147,7 +147,7 @@ def _depths(results: Results) -> int:
     return len({shape.depth for shape in results.study.shapes.values()})
 
 
-def _agree(one: Series, two: Series) -> bool:
+def _agree(first: Series, second: Series) -> bool:
     """Whether the axes that both have are at the same values."""
-    left, right = dict(one.axes), dict(two.axes)
+    left, right = dict(first.axes), dict(second.axes)
     return all(left[name] == right[name] for name in left.keys() & right.keys())

@@ -173,36 +173,38 @@ def merge_results(folders: Sequence[Path]) -> Results:
     )
 
 
-def _united(one: Study, two: Study, clash: str) -> Study:
+def _united(merged: Study, other: Study, clash: str) -> Study:
     for name in ("name", "evaluation", "threads", "launch"):
-        if (here := getattr(one, name)) != (there := getattr(two, name)):
+        if (here := getattr(merged, name)) != (there := getattr(other, name)):
             raise InputError(f"{clash}: {name} is {there}, not {here}")
-    if one.axes.keys() != two.axes.keys():
-        raise InputError(f"{clash}: its axes are {[*two.axes]}, not {[*one.axes]}")
+    if merged.axes.keys() != other.axes.keys():
+        raise InputError(f"{clash}: its axes are {[*other.axes]}, not {[*merged.axes]}")
     for kind, left, right in (
-        ("shape", one.shapes, two.shapes),
-        ("objective", one.objectives, two.objectives),
+        ("shape", merged.shapes, other.shapes),
+        ("objective", merged.objectives, other.objectives),
     ):
         if differing := [name for name in left.keys() & right.keys() if left[name] != right[name]]:
             raise InputError(f"{clash}: {kind} {differing[0]} differs")
-    shapes = one.shapes | two.shapes
+    shapes = merged.shapes | other.shapes
     return replace(
-        one,
+        merged,
         shapes=dict(sorted(shapes.items(), key=lambda item: item[1].depth)),
-        objectives=one.objectives | two.objectives,
-        axes={name: list(dict.fromkeys([*values, *two.axes[name]])) for name, values in one.axes.items()},
-        seeds=sorted({*one.seeds, *two.seeds}),
-        allow_unequal=one.allow_unequal or two.allow_unequal,
+        objectives=merged.objectives | other.objectives,
+        axes={name: list(dict.fromkeys([*values, *other.axes[name]])) for name, values in merged.axes.items()},
+        seeds=sorted({*merged.seeds, *other.seeds}),
+        allow_unequal=merged.allow_unequal or other.allow_unequal,
     )
 
 
-def _better(one: Outcome, two: Outcome) -> Outcome:
-    """The outcome that got further, of two of one cell; if both are done they must agree."""
-    if one.state == two.state == "done" and one.numbers != two.numbers:
-        name = next(name for name in {**one.numbers, **two.numbers} if one.numbers.get(name) != two.numbers.get(name))
-        values = f"{one.numbers.get(name)} in {one.folder} and {two.numbers.get(name)} in {two.folder}"
-        raise InputError(f"cell {one.cell.name} ended differently: {name} is {values}; remove one of them")
-    return max(one, two, key=lambda outcome: STATES.index(outcome.state))
+def _better(known: Outcome, other: Outcome) -> Outcome:
+    """Which of two outcomes of a cell got further; if both are done they must agree."""
+    if known.state == other.state == "done" and known.numbers != other.numbers:
+        name = next(
+            name for name in {**known.numbers, **other.numbers} if known.numbers.get(name) != other.numbers.get(name)
+        )
+        values = f"{known.numbers.get(name)} in {known.folder} and {other.numbers.get(name)} in {other.folder}"
+        raise InputError(f"cell {known.cell.name} ended differently: {name} is {values}; remove one of them")
+    return max(known, other, key=lambda outcome: STATES.index(outcome.state))
 
 
 def write_tables(results: Results, out: Path) -> list[Path]:

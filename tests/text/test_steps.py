@@ -6,15 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bamboo.callbacks import NonFiniteGuard, Throughput
-from bamboo.optimizers import build_optimizer
+from bamboo.callbacks import NonFiniteGuard
 from bamboo.recipes import Recipe
 from bamboo.shapes import Shape
 from bamboo.text.classification import TextClassification
 from bamboo.text.data import PackedCorpus
 from bamboo.text.glosses import GlossSubjects
 from bamboo.text.pretraining import MLMPretraining
-from tests.test_steps import MetaStrategy, Watch, train
+from tests.test_steps import traffic, train
 
 RECIPE = Recipe(base_lr=1e-2, warmup_share=0.5)
 
@@ -36,24 +35,10 @@ def tiny(**options):
     ],
 )
 def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(corpus, monkeypatch, options):
-    monkeypatch.setattr(NonFiniteGuard, "_note", lambda *_: None)
-    watch, module = Watch(), tiny(**options)
+    module = tiny(**options)
     module.noise = lambda shape, *_: torch.empty(*shape, 3, device="meta")
-    module.configure_optimizers = lambda: build_optimizer(module.parameter_groups(), module.recipe, fused=False)
-    train(
-        module,
-        PackedCorpus(str(corpus), block_length=32, batch_size=8),
-        NonFiniteGuard(),
-        Throughput(),
-        watch,
-        accelerator="auto",
-        strategy=MetaStrategy(),
-        max_time="01:00:00:00",
-        log_every_n_steps=100,
-        limit_train_batches=5,
-        limit_val_batches=0,
-    )
-    assert watch.steps == [([], [])] * 5
+    data = PackedCorpus(str(corpus), block_length=32, batch_size=8)
+    assert traffic(monkeypatch, module, data, limit_train_batches=5) == [([], [])] * 5
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta-prelayernorm", "modernbert"])
