@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bamboo.errors import InputError
+from bamboo.vision.attn_scale import AttnScale
 
 from .architectures import find_attention
 from .measures.masking import in_fp32
@@ -19,7 +20,10 @@ HIDDEN = torch.finfo(torch.float16).min / 2
 
 @dataclass(frozen=True)
 class ObservedAttention:
-    """What softmax was taken of, scale and masks included, and its result: (batch, heads, tokens, tokens) in fp32."""
+    """What softmax was taken of, scale and masks included, and its result: (batch, heads, tokens, tokens) in fp32.
+
+    Under `AttnScale` the maps are those that its tokens are mixed by, where a number may be negative.
+    """
 
     logits: Tensor
     probabilities: Tensor
@@ -119,14 +123,17 @@ class _Watch:
         def hook(out: nn.Module, args: Any, output: Any) -> None:
             if self.core is None:
                 return
-            kind, read, logits = type(self.core).__name__, self.read, self.logits
+            core, read, logits = self.core, self.read, self.logits
+            kind = type(core).__name__
             self.core, self.read, self.logits = None, None, []
             if len(logits) != 1:
                 raise InputError(
                     f"{kind} of block {layer} makes {len(logits)} calls of scaled_dot_product_attention where one is "
                     "expected: its attention cannot be measured"
                 )
-            self.observer(layer, read, output, ObservedAttention(logits[0], logits[0].softmax(-1)))
+            maps = logits[0].softmax(-1)
+            maps = core.rescale(maps).detach() if isinstance(core, AttnScale) else maps
+            self.observer(layer, read, output, ObservedAttention(logits[0], maps))
 
         return hook
 

@@ -11,7 +11,7 @@ from bamboo.checkpoints import load_encoder, pixel_scale
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, find_shape
 from bamboo.tables import table
-from bamboo.vision.encoder import Init, build_encoder, shape_of
+from bamboo.vision.encoder import build_encoder, options_of, shape_of
 from bamboo.vision.pixels import PixelScale
 
 SCRATCH = "scratch"
@@ -26,19 +26,20 @@ def make_encoder(
     image_size: ImageSize,
     patch_size: int | None,
     in_chans: int,
-    init: Init = "mae",
+    **options: Any,
 ) -> tuple[VisionTransformer, PixelScale]:
     """An encoder without a head, and how its images are standardised; for the arguments see `Classifier`.
 
+    `options` are those of `options_of`, by which a fresh encoder is built.
+
     Raises:
-        InputError: where the source cannot be read or is of another shape or patch, or a fresh encoder has no sizes.
+        InputError: where the source cannot be read or differs from what is asked for, or a fresh encoder has no sizes.
     """
     if source is None or source == SCRATCH:
         if shape is None or patch_size is None:
             raise InputError("without a pretrained encoder give model.init_args.shape and model.init_args.patch_size")
-        return build_encoder(find_shape(shape), Patches.of(image_size, patch_size, in_chans), init), PixelScale(
-            in_chans
-        )
+        patches = Patches.of(image_size, patch_size, in_chans)
+        return build_encoder(find_shape(shape), patches, **options), PixelScale(in_chans)
     encoder, report = load_encoder(source, image_size, in_chans)
     own_shape, own_patch = shape_of(encoder), encoder.patch_embed.patch_size[0]
     wanted = own_shape if shape is None else find_shape(shape)
@@ -49,6 +50,12 @@ def make_encoder(
         raise InputError(
             f"{source} has patches of {own_patch} pixels, and model.init_args.patch_size says {patch_size}"
         )
+    own_options = options_of(encoder)
+    for name in ("layer_scale", "attn_scale"):
+        if options.get(name) and options[name] != own_options[name]:
+            raise InputError(
+                f"{source} has {name} {own_options[name]}, and model.init_args.{name} says {options[name]}"
+            )
     scale = pixel_scale(source)
     print(report)
     return encoder, scale if scale.mean.numel() == in_chans else PixelScale(in_chans)

@@ -21,7 +21,7 @@ from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import TrainingModule, plain_arguments
-from bamboo.vision.encoder import Init, encode, patches_of, shape_of
+from bamboo.vision.encoder import Init, encode, options_of, patches_of, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.views import seed_streams
@@ -65,6 +65,8 @@ class Classifier(TrainingModule):
         compile: compile each block where there is a GPU.
         grad_checkpointing: trade a second forward pass of the blocks for their memory.
         init: how fresh weights are drawn, as for the masked autoencoder.
+        layer_scale: as for the masked autoencoder; a pretrained encoder keeps what it has, and must agree.
+        attn_scale: likewise.
 
     Raises:
         InputError: where two of these contradict each other or the encoder.
@@ -96,6 +98,8 @@ class Classifier(TrainingModule):
         compile: bool = False,
         grad_checkpointing: bool = False,
         init: Init = "mae",
+        layer_scale: float | None = None,
+        attn_scale: bool = False,
     ) -> None:
         arguments = plain_arguments(locals())
         super().__init__(recipe)
@@ -103,7 +107,8 @@ class Classifier(TrainingModule):
             raise InputError(
                 "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
             )
-        self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans, init)
+        options = {"init": init, "layer_scale": layer_scale, "attn_scale": attn_scale}
+        self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans, **options)
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
         self.pixels = PixelScale(in_chans, mean or _shares(scale.mean), std or _shares(scale.std))
         _set_eps(self.model, layer_norm_eps)
@@ -131,6 +136,7 @@ class Classifier(TrainingModule):
             "encoder": None,
             "shape": asdict(self.shape),
             **asdict(self.patches),
+            **options_of(self.model),
             "mean": _shares(self.pixels.mean),
             "std": _shares(self.pixels.std),
             "layer_norm_eps": self.model.blocks[0].norm1.eps,
@@ -265,8 +271,9 @@ class Classifier(TrainingModule):
         Raises:
             InputError: for a checkpoint of another model, or of other classes than those of the data.
         """
-        saved = checkpoint.get("hyper_parameters", {})
-        for key in ("num_classes", "shape", "image_size", "patch_size", "in_chans", "pool", "batch_norm"):
+        saved = {"attn_scale": False, **checkpoint.get("hyper_parameters", {})}  # which earlier versions had not
+        sizes = ("num_classes", "shape", "image_size", "patch_size", "in_chans", "pool", "batch_norm")
+        for key in (*sizes, "layer_scale", "attn_scale"):
             if saved.get(key) != self.hparams[key]:
                 raise InputError(
                     f"the checkpoint has {key} {saved.get(key)} and the configuration {self.hparams[key]}: "

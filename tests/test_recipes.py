@@ -33,6 +33,7 @@ PATCH = {"base": 16, "large": 16, "huge": 14}  # He et al. 2022 and Dosovitskiy 
 COMMON = {
     "recipe": {"optimizer": "adamw", "eps": 1e-8, "schedule": "cosine", "warmup_share": None, "min_lr": 0.0},
     "data": {"repeat": 1, "flip": 0.5, "image_size": 224, "in_chans": 3, "fraction": 1.0, "shots": None},
+    "model": {"init": "mae", "layer_scale": None, "attn_scale": False},
     "trainer": {"gradient_clip_val": None, "precision": "bf16-mixed", "accumulate_grad_batches": 1, "max_steps": -1},
 }
 # github.com/facebookresearch/mae: PRETRAIN.md (64 x 8 x 8 images, 800 epochs) and main_pretrain.py.
@@ -40,7 +41,7 @@ MAE = {
     "recipe": {"base_lr": 1.5e-4, "warmup_epochs": 40, "weight_decay": 0.05, "betas": [0.9, 0.95]},
     "batch": 4096,
     "model": {"mask_ratio": 0.75, "predict_ratio": 1.0, "norm_pix": True, "decoder": "self", "mix_layers": False}
-    | {"init": "mae", "decoder_shape": {"depth": 8, "width": 512, "heads": 16, "mlp_ratio": 4.0}},
+    | {"decoder_shape": {"depth": 8, "width": 512, "heads": 16, "mlp_ratio": 4.0}},
     "data": {"batch_size": 64, "crop_scale": 0.2, "augment": None, "erase": 0.0},
     "trainer": {"max_epochs": 800},
 }

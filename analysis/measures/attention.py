@@ -15,11 +15,12 @@ def attention_entropy(attention: Tensor, mask: Tensor | None = None, visible: Te
 
     n_i is the number of keys that query i may read: those where `visible` (batch, heads, tokens, tokens) is true, by
     default all. A query that may read one key alone, such as the first of a causal model, has nothing to choose and is
-    left out of the mean.
+    left out of the mean. A map with a negative number is no distribution, and has NaN.
     """
     allowed = pairs(attention, mask) if visible is None else pairs(attention, mask) & visible
     keys = allowed.sum(-1)
-    entropy: Tensor = torch.special.entr(attention.masked_fill(~allowed, 0.0)).sum(-1) / keys.log()
+    attention = attention.masked_fill(~allowed, 0.0)
+    entropy: Tensor = torch.special.entr(attention.where(attention >= 0, torch.nan)).sum(-1) / keys.log()
     return entropy.where(keys > 1, 0.0).sum(-1) / (keys > 1).sum(-1)  # without any such query 0 / 0
 
 

@@ -29,7 +29,8 @@ def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], o
         checkpoint: anything that `load_mae` or `load_classifier` reads; for timm, an encoder alone will do.
         format: `timm`, the layout of its hub: the encoder, or the classifier with its head; `hf`, transformers'
             ViTMAEForPreTraining, or of a classifier the ViTForImageClassification, or, where it does not read the class
-            token of a square image, which is all that class can do, timm's layout, which transformers reads too;
+            token of a square image or has layer scale, which that class cannot do, timm's layout, which transformers
+            reads too;
             `reference`, the MAE release.
         out: a folder, made if it is missing.
 
@@ -39,13 +40,15 @@ def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], o
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     model = read_source(checkpoint)
+    if model.arguments["attn_scale"]:
+        raise InputError(f"{checkpoint} attends by AttnScale, which no format of others knows")
     if format == "timm":
         return _write_timm(model, Path(out))
     if model.head is None:
         return _write_mae(model, format, Path(out))
     if format == "reference":
         raise InputError(f"{checkpoint} is a classifier, which the reference MAE release has no format for")
-    if model.head.pool != "token" or len(set(model.patches.image_size)) > 1:
+    if model.head.pool != "token" or len(set(model.patches.image_size)) > 1 or model.arguments["layer_scale"]:
         return _write_timm(model, Path(out))
     tensors = {f"encoder.{key}": tensor for key, tensor in classifier_tensors(model).items()}
     return _write_vit(model, to_huggingface(tensors), Path(out))
@@ -70,6 +73,7 @@ def _write_timm(model: Checkpoint, out: Path) -> list[Path]:
     arguments, patches = _arguments(model), model.patches
     shape, head = find_shape(arguments["shape"]), model.head or Head("token", ())
     tensors = classifier_tensors(model) if model.head else load_encoder(model.source)[0].state_dict()
+    more = {"qkv_bias": arguments["qkv_bias"], "init_values": arguments["layer_scale"]}
     sizes = {"img_size": patches.image_size, "patch_size": patches.patch_size, "in_chans": patches.in_chans}
     widths = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": shape.mlp_ratio}
     mean, std = _mean_and_std(model)
@@ -80,7 +84,7 @@ def _write_timm(model: Checkpoint, out: Path) -> list[Path]:
         "num_classes": len(head.classes),
         "num_features": shape.width,
         "global_pool": head.pool,
-        "model_args": {**sizes, **widths, "global_pool": head.pool, "qkv_bias": arguments["qkv_bias"]},
+        "model_args": {**sizes, **widths, "global_pool": head.pool, **more},
         "pretrained_cfg": {**PRETRAINED_CFG, **pixels, "fixed_input_size": True, "num_classes": len(head.classes)},
         **({"label_names": head.classes} if head.classes else {}),
     }
@@ -91,6 +95,8 @@ def _write_mae(model: Checkpoint, format: str, out: Path) -> list[Path]:
     """A masked autoencoder as in He et al. 2022: other formats know no other."""
     if model.arguments["decoder"] != "self":
         raise InputError(f"format {format} has no cross-attention decoder: export the encoder alone, as timm")
+    if model.arguments["layer_scale"]:
+        raise InputError(f"format {format} has no layer scale: export the encoder alone, as timm")
     height, width = model.patches.image_size
     if height != width:
         raise InputError(f"format {format} knows square images alone, not {height}x{width}: export as timm")

@@ -193,7 +193,7 @@ def _plain_vit(checkpoint: Checkpoint, tensors: Tensors, **options: Any) -> Visi
     shape, patches = find_shape(checkpoint.arguments["shape"]), checkpoint.patches
     if "patch_embed.proj.weight" in tensors:
         patches = replace(patches, in_chans=tensors["patch_embed.proj.weight"].shape[1])
-    known = {key: checkpoint.arguments[key] for key in ("init", "qkv_bias")}
+    known = {key: checkpoint.arguments[key] for key in ("init", "layer_scale", "attn_scale", "qkv_bias")}
     return build_encoder(shape, patches, **known, **options)
 
 

@@ -12,15 +12,36 @@ from torch.nn import functional as F
 
 from bamboo.errors import InputError, unknown
 from bamboo.shapes import Patches, Shape
+from bamboo.vision.attn_scale import AttnScale
 
 Init = Literal["mae", "depth", "beit", "timm"]
 
 
-def build_encoder(shape: Shape, patches: Patches, init: Init = "mae", **kwargs: Any) -> VisionTransformer:
+def build_encoder(
+    shape: Shape,
+    patches: Patches,
+    init: Init = "mae",
+    layer_scale: float | None = None,
+    attn_scale: bool = False,
+    **kwargs: Any,
+) -> VisionTransformer:
     """A ViT without a head at a shape, with a class token and fixed 2-D sin-cos positions.
 
-    `init` is the rule of `init_encoder`, `kwargs` are further arguments of timm's `VisionTransformer`.
+    Args:
+        shape: depth, width and heads.
+        patches: size and patches of the images.
+        init: the rule of `init_encoder`.
+        layer_scale: let each branch end in a learned scale of each channel that starts at this (Touvron et al. 2021).
+        attn_scale: attend by `AttnScale`.
+        kwargs: further arguments of timm's `VisionTransformer`.
+
+    Raises:
+        InputError: where two of these are in each other's way, or there is no such rule.
     """
+    if layer_scale is not None and layer_scale <= 0:
+        raise InputError(f"layer_scale must be positive, or null for none, got {layer_scale}")
+    if attn_scale:
+        kwargs["attn_layer"] = AttnScale
     encoder = VisionTransformer(
         img_size=patches.image_size,
         patch_size=patches.patch_size,
@@ -29,6 +50,7 @@ def build_encoder(shape: Shape, patches: Patches, init: Init = "mae", **kwargs: 
         depth=shape.depth,
         num_heads=shape.heads,
         mlp_ratio=shape.mlp_ratio,
+        init_values=layer_scale,
         **{"num_classes": 0, "weight_init": "skip", **kwargs},
     )
     init_encoder(encoder, init)
@@ -75,6 +97,16 @@ def patches_of(encoder: VisionTransformer) -> Patches:
     """Image size, patch size and channels of a timm ViT."""
     height, width = encoder.patch_embed.img_size
     return Patches((height, width), encoder.patch_embed.patch_size[0], encoder.patch_embed.proj.in_channels)
+
+
+def options_of(encoder: VisionTransformer) -> dict[str, Any]:
+    """`init`, `layer_scale` and `attn_scale` of a timm ViT, as `build_encoder` takes them."""
+    block = encoder.blocks[0]
+    return {
+        "init": getattr(encoder, "init", "mae"),
+        "layer_scale": getattr(getattr(block, "ls1", None), "init_values", None),
+        "attn_scale": isinstance(block.attn, AttnScale),
+    }
 
 
 def init_weights(module: nn.Module) -> None:

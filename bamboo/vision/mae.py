@@ -26,6 +26,8 @@ def build_mae(
     decoder_shape: Shape = DECODER,
     mix_layers: bool = False,
     init: Init = "mae",
+    layer_scale: float | None = None,
+    attn_scale: bool = False,
 ) -> "MaskedAutoencoder":
     """A freshly initialised masked autoencoder.
 
@@ -41,6 +43,8 @@ def build_mae(
         decoder_shape: depth, width and heads of the decoder.
         mix_layers: let each block of the cross-attention decoder read its own learned mix of all encoder layers.
         init: how the encoder starts: `mae`; `depth` or `beit`, whose residual branches are smaller; or `timm`.
+        layer_scale: let each branch of the encoder end in a learned scale of each channel that starts at this.
+        attn_scale: let each head of the encoder learn how far its map departs from the uniform one, see `AttnScale`.
     """
     size, patches = find_shape(shape), Patches.of(image_size, patch_size, in_chans)
     sizes = (size.width, patches, find_shape(decoder_shape))
@@ -48,7 +52,8 @@ def build_mae(
         raise unknown("decoder", decoder, ("self", "cross"))
     if mix_layers and decoder != "cross":
         raise InputError("mix_layers belongs to the cross-attention decoder: set decoder to 'cross'")
-    encoder = build_encoder(size, patches, init)  # first, so that a seed draws the same encoder under any objective
+    # First, so that a seed draws the same encoder under any objective.
+    encoder = build_encoder(size, patches, init, layer_scale, attn_scale)
     built: Decoder
     if decoder == "cross":
         built = CrossAttentionDecoder(*sizes, mix_layers=size.depth if mix_layers else 0)
