@@ -2,7 +2,7 @@
 
 import re
 from ast import literal_eval
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -68,3 +68,44 @@ def _around(study: Study, name: str) -> list[Any]:
     if not isinstance(number, int | float) or isinstance(number, bool):
         raise InputError(f"axis {name} needs values: --axis {name} VALUE VALUE")
     return [number // 2 if isinstance(number, int) else number / 2, number, number * 2]
+
+
+def united(merged: Study, other: Study, clash: str) -> Study:
+    """The grids of two studies put together: their shapes by depth, objectives, seeds and values of axes.
+
+    Raises:
+        InputError: `clash` and what differs, where cells of one name would not be the same in both.
+    """
+    for name in ("name", "evaluation", "threads", "launch", "budget", "tune", "equal"):
+        if (here := getattr(merged, name)) != (there := getattr(other, name)):
+            raise InputError(f"{clash}: {name} is {there}, not {here}")
+    if merged.axes.keys() != other.axes.keys():
+        raise InputError(f"{clash}: its axes are {[*other.axes]}, not {[*merged.axes]}")
+    for kind, left, right in (
+        ("shape", merged.shapes, other.shapes),
+        ("objective", merged.objectives, other.objectives),
+    ):
+        if differing := [name for name in left.keys() & right.keys() if left[name] != right[name]]:
+            raise InputError(f"{clash}: {kind} {differing[0]} differs")
+    shapes = merged.shapes | other.shapes
+    return replace(
+        merged,
+        shapes=dict(sorted(shapes.items(), key=lambda item: item[1].depth)),
+        objectives=merged.objectives | other.objectives,
+        axes={name: list(dict.fromkeys([*values, *other.axes[name]])) for name, values in merged.axes.items()},
+        seeds=sorted({*merged.seeds, *other.seeds}),
+        differs=[*dict.fromkeys([*merged.differs, *other.differs])],
+        allow_unequal=merged.allow_unequal or other.allow_unequal,
+    )
+
+
+def additions(before: Study, after: Study) -> list[str]:
+    """What the grid of a study holds that it did not before, in words."""
+    parts: dict[str, tuple[Collection[Any], Collection[Any]]] = {
+        "seeds": (before.seeds, after.seeds),
+        "shapes": (before.shapes, after.shapes),
+        "objectives": (before.objectives, after.objectives),
+        **{f"axis {name}": (before.axes.get(name, []), values) for name, values in after.axes.items()},
+    }
+    added = {name: [value for value in new if value not in old] for name, (old, new) in parts.items()}
+    return [f"{name} {', '.join(map(str, values))}" for name, values in added.items() if values]

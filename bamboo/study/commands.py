@@ -31,6 +31,8 @@ def study(
 ) -> None:
     """Train, measure and compare every cell of a grid of shapes, objectives and seeds; what is finished stays so.
 
+    In a folder that holds a study already, seeds, shapes, objectives and values of axes are added to it.
+
     Args:
         out: folder for the cells, the tables, the figures and report.html.
         config: the study; without one, that of a study that was begun in `out`.
@@ -42,22 +44,26 @@ def study(
         threads: of each worker, instead of the study's; their number changes the last bits of results.
         cell: run this cell alone, without a report, as in a SLURM array.
         list: print the cells and their state, and run nothing.
-        dry_run: print what the cells will cost, and run nothing.
+        dry_run: print what differs between the objectives and what the cells will cost, and run nothing.
         report_only: write the report of what is finished, and run nothing.
         retry: run failed cells again.
-        allow_unequal: let shapes differ by more than 2 % in parameters.
+        allow_unequal: let shapes differ by more than 2 % in what they are to have in common.
     """
-    from .folders import cell_folder, cell_state, failures, load_stored, store, waiting
+    from .changes import additions
+    from .folders import STUDY, cell_folder, cell_state, extended, failures, load_stored, store, waiting
     from .results import read_results
     from .running import run_cells
     from .spec import check
 
     if config is None:
-        plan = load_stored(out)
-        if data or axis or seeds or threads or allow_unequal:
-            raise InputError("a study that was begun cannot be changed: give --config and another --out")
+        if data or threads or allow_unequal:
+            raise InputError("a study that was begun keeps its data and settings: give --config and another --out")
+        plan = _with_grid(load_stored(out), axis, seeds)
     else:
         plan = _read(find_config(config), data, axis, seeds, threads, allow_unequal)
+    plan = extended(plan, out)
+    if (out / STUDY).is_file() and (added := additions(load_stored(out), plan)):
+        print(f"added to {out}: {'; '.join(added)}")
     if workers is not None:
         plan = check(replace(plan, workers=workers))
     chosen = None if cell is None else plan.cell(cell)
@@ -73,9 +79,11 @@ def study(
         if "???" in str(plan.to_dict()):
             raise InputError("the study reads data of yours: give their folder with --data FOLDER")
         if left:  # builds the models and finds the data, so that a mistake shows once and before anything runs
+            from .arms import check_arms
             from .estimates import estimates
 
             estimates(plan, left, out)
+            check_arms(plan)
         store(plan, out)
         run_cells(plan, left, out, plan.workers, _devices(plan))
         for name, reason in failures(plan, out).items():
@@ -99,17 +107,21 @@ def study_report(studies: list[Path], *, out: Path) -> None:
 def _read(
     path: Path, data: str | None, axis: list[str], seeds: int | None, threads: int | None, allow_unequal: bool
 ) -> "Study":
-    from .changes import add_axes, set_everywhere
+    from .changes import set_everywhere
     from .reading import read_study
 
     plan = read_study(path, allow_unequal)
-    if seeds is not None:
-        plan = replace(plan, seeds=[*range(seeds)])
     if threads is not None:
         plan = replace(plan, threads=threads)
     if data is not None:
         plan = _count_classes(set_everywhere(plan, "data.init_args.root", data))
-    return add_axes(plan, axis)
+    return _with_grid(plan, axis, seeds)
+
+
+def _with_grid(plan: "Study", axis: list[str], seeds: int | None) -> "Study":
+    from .changes import add_axes
+
+    return add_axes(plan if seeds is None else replace(plan, seeds=[*range(seeds)]), axis)
 
 
 def _count_classes(plan: "Study") -> "Study":
@@ -139,11 +151,14 @@ def _devices(plan: "Study") -> list[str]:
 def _print_costs(plan: "Study", out: Path) -> None:
     from bamboo.tables import table
 
+    from .arms import check_arms, differences, show
     from .estimates import NOTE, estimates
 
     if plan.train_samples is None and "???" in str(plan.to_dict()):
         raise InputError("the study reads data of yours: give their folder with --data FOLDER")
     costs = estimates(plan, plan.cells(), out)
+    if differing := differences(plan):
+        print(table(show(plan, differing)), end="\n\n")
     rows = [["cell", "", "parameters", "FLOPs", "memory", "time"]]
     for each in plan.cells():
         cost = costs[each.name]
@@ -154,6 +169,7 @@ def _print_costs(plan: "Study", out: Path) -> None:
     print(table(rows))
     print(f"\n{len(costs)} cells, {_time(total)} of one worker, {_time(total / plan.workers)} with {plan.workers}.")
     print(NOTE)
+    check_arms(plan)
 
 
 def _scaled(value: float) -> str:

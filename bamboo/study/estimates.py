@@ -1,6 +1,5 @@
 """What cells will cost, before any of them runs: parameters, FLOPs, memory, and roughly the time."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +8,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch.utils.benchmark import Timer
 
 from bamboo.errors import InputError
-from bamboo.finetune.building import SCRATCH
-from bamboo.fit.lightning import build
 
-from .changes import set_keys
+from .budget import flops_per_sample, parse, step_size
 from .results import read_results
 from .running import run_config
 from .spec import Cell, Study
@@ -29,7 +25,6 @@ NOTE = """\
 Parameters are all that are trained, with decoder or head; FLOPs those of all training, forward and backward. Memory is
 that of weights, gradients and moments; the activations of a step come on top. Times with a ? are guessed from the speed
 of a matrix product on this machine, without evaluation; others are those of finished cells."""
-HARDWARE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ def estimates(study: Study, cells: Sequence[Cell], out: Path) -> dict[str, Estim
         if (kind := _kind(cell)) not in kinds:
             measured = [outcome.seconds for outcome in done if _kind(outcome.cell) == kind]
             parameters, flops = _count(study, cell, sizes)
-            seconds = median(measured) if measured else flops / speed / REACHED
+            seconds = median(measured) if measured else study.budget.seconds or flops / speed / REACHED
             kinds[kind] = Estimate(parameters, flops, BYTES * parameters, seconds, bool(measured))
     return {cell.name: kinds[_kind(cell)] for cell in cells}
 
@@ -70,38 +65,17 @@ def _count(study: Study, cell: Cell, sizes: dict[str, int]) -> tuple[int, float]
     objective, parameters, flops = study.objectives[cell.objective], 0, 0.0
     for stage in ("train", "then") if objective.then else ("train",):
         config = run_config(study, cell, Path(cell.name), stage)
-        module, data = parse(config, f"objective {cell.objective}" + (", then" if stage == "then" else ""))
+        cli = parse(config, f"objective {cell.objective}" + (", then" if stage == "then" else ""))
+        module, data, trainer = cli.model, cli.datamodule, config["trainer"]
         parameters = max(parameters, sum(p.numel() for p in module.parameters()))
-        if objective.reads_text:
-            per_sample = 3 * cell.shape.flops(data.block_length if hasattr(data, "block_length") else data.length)
-        else:
-            per_sample = module.flops_per_sample()
-        trainer, steps = config["trainer"], config["trainer"].get("max_steps") or -1
+        per_sample, steps = flops_per_sample(module, data), trainer.get("max_steps") or -1
         if steps > 0:
-            batch = module.recipe.effective_batch or trainer.get("accumulate_grad_batches", 1) * data.batch_size
-            flops += per_sample * steps * batch
+            flops += per_sample * steps * step_size(config, module, data)
         else:
             if (key := str(config["data"])) not in sizes:
                 sizes[key] = _epoch(data, study.train_samples)
             flops += per_sample * sizes[key] * (trainer.get("max_epochs") or math.nan)
     return parameters, flops
-
-
-def parse(config: dict[str, Any], where: str) -> tuple[Any, Any]:
-    """The module and the data of a resolved configuration; nothing runs.
-
-    Raises:
-        InputError: names the objective and what is wrong.
-    """
-    changes: dict[str, Any] = {"trainer": {**HARDWARE, "logger": False, "callbacks": [], "plugins": []}}
-    if config["model"]["init_args"].get("encoder"):
-        changes["model.init_args.encoder"] = SCRATCH
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # it says which one it sets
-    try:
-        cli = build(OmegaConf.to_yaml(OmegaConf.create(set_keys(config, changes))))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return cli.model, cli.datamodule
 
 
 def _epoch(data: Any, known: int | None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,27 +11,31 @@ from omegaconf import OmegaConf
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
+from .changes import united
 from .reading import study_of
-from .spec import Cell, Study
+from .spec import Cell, Study, check
 
 STUDY, RESULT, FAILED = "study.yaml", "result.json", "failed.json"
 
 
-def store(study: Study, out: Path) -> None:
-    """Keep the study, complete, beside its cells.
+def extended(study: Study, out: Path) -> Study:
+    """A study with the shapes, objectives, seeds and values of axes that its folder holds already.
 
     Raises:
-        InputError: where the folder holds another study.
+        InputError: where the folder holds a study whose cells would be others.
     """
-    path = out / STUDY
-    if not path.is_file():
-        with atomic_write(path) as temporary:
-            OmegaConf.save(OmegaConf.create(study.to_dict()), temporary)
-        return
-    stored, new = load_stored(out).to_dict(), study.to_dict()
-    differs = [key for key in {**new, **stored} if new.get(key) != stored.get(key) and key != "workers"]
-    if differs:
-        raise InputError(f"{out} holds another study: its {differs[0]} differ, see {path}; give another --out")
+    if not (out / STUDY).is_file():
+        return study
+    both = united(load_stored(out), study, f"{out} holds another study, see {out / STUDY}; give another --out")
+    return check(replace(both, workers=study.workers))
+
+
+def store(study: Study, out: Path) -> Study:
+    """Keep a study, complete, beside its cells, with what was there before; see `extended`."""
+    study = extended(study, out)
+    with atomic_write(out / STUDY) as temporary:
+        OmegaConf.save(OmegaConf.create(study.to_dict()), temporary)
+    return study
 
 
 def load_stored(out: Path) -> Study:

@@ -13,7 +13,7 @@ from bamboo.errors import InputError, unknown
 from bamboo.fit.compose import compose, find_config, select
 from bamboo.shapes import Shape, find_shape
 
-from .spec import KINDS, Evaluation, Objective, Study, check
+from .spec import KINDS, Budget, Evaluation, Objective, Study, Tuning, check
 
 
 @dataclass
@@ -62,7 +62,8 @@ def study_of(content: Mapping[str, Any], folder: Path = Path()) -> Study:
     for name, value, kind in (("shapes", shapes, list), ("objectives", objectives, dict)):
         if not value or not isinstance(value, kind):
             raise InputError(f"{name} must be a {kind.__name__} of at least one, got {value!r}")
-    settings["evaluation"] = Evaluation(**settings["evaluation"])
+    for name, schema in (("evaluation", Evaluation), ("budget", Budget), ("tune", Tuning)):
+        settings[name] = schema(**settings[name])
     settings["shapes"] = _shapes(shapes)
     settings["objectives"] = {name: _objective(f"objectives.{name}", objectives[name], folder) for name in objectives}
     if "token_similarity" not in choose(settings["evaluation"].measures):

@@ -14,6 +14,7 @@ from bamboo.analysis.profiles import Comparison, Profile
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
+from .changes import united
 from .folders import FAILED, RESULT, cell_folder, cell_state, load_stored, read_json
 from .spec import Cell, Study, check
 
@@ -162,7 +163,7 @@ def merge_results(folders: Sequence[Path]) -> Results:
     studies = {folder: load_stored(folder) for folder in folders}
     (first, merged), *others = studies.items()
     for folder, other in others:
-        merged = _united(merged, other, f"{folder} holds another study than {first}")
+        merged = united(merged, other, f"{folder} holds another study than {first}")
     by_name: dict[str, Outcome] = {}
     for folder, study in studies.items():
         for outcome in read_results(study, folder).outcomes:
@@ -170,29 +171,6 @@ def merge_results(folders: Sequence[Path]) -> Results:
     outcomes = ((cell, by_name.get(cell.name)) for cell in check(merged).cells())
     return Results(
         merged, tuple(replace(o, cell=cell) if o else Outcome(cell, Path(), "waiting") for cell, o in outcomes)
-    )
-
-
-def _united(merged: Study, other: Study, clash: str) -> Study:
-    for name in ("name", "evaluation", "threads", "launch"):
-        if (here := getattr(merged, name)) != (there := getattr(other, name)):
-            raise InputError(f"{clash}: {name} is {there}, not {here}")
-    if merged.axes.keys() != other.axes.keys():
-        raise InputError(f"{clash}: its axes are {[*other.axes]}, not {[*merged.axes]}")
-    for kind, left, right in (
-        ("shape", merged.shapes, other.shapes),
-        ("objective", merged.objectives, other.objectives),
-    ):
-        if differing := [name for name in left.keys() & right.keys() if left[name] != right[name]]:
-            raise InputError(f"{clash}: {kind} {differing[0]} differs")
-    shapes = merged.shapes | other.shapes
-    return replace(
-        merged,
-        shapes=dict(sorted(shapes.items(), key=lambda item: item[1].depth)),
-        objectives=merged.objectives | other.objectives,
-        axes={name: list(dict.fromkeys([*values, *other.axes[name]])) for name, values in merged.axes.items()},
-        seeds=sorted({*merged.seeds, *other.seeds}),
-        allow_unequal=merged.allow_unequal or other.allow_unequal,
     )
 
 

@@ -20,9 +20,11 @@ from bamboo.files import atomic_write
 from bamboo.fit.compose import resolve, select
 from bamboo.workers import Report, reason_of, run_tasks
 
+from .budget import budgeted
 from .changes import set_keys
 from .folders import FAILED, RESULT, cell_folder, cell_state, checkpoint, read_json, write_failure, write_json
 from .spec import Cell, Study, axis_key, has_key
+from .tuning import choose, chosen
 
 REPLACED = ("SimilarityMonitor", "ReconstructionPanel", "NeighbourProbe", "FilledSentences", "TQDMProgressBar")
 """Callbacks of a configuration that a study does without, for it measures the same itself."""
@@ -57,11 +59,18 @@ def _work(study: Study, out: Path, cell: Cell, _: Report) -> None:
 def run_locked(study: Study, cell: Cell, out: Path) -> None:
     """Run a cell unless it is done, alone: another process that wants it waits, and finds it done."""
     folder = cell_folder(out, cell)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the process, however it ends
+    with locked(folder):
         if cell_state(folder) != "done":
             run_cell(study, cell, folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Have a folder to oneself: another process that wants it waits. It ends with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def run_cell(study: Study, cell: Cell, folder: Path) -> None:
@@ -83,9 +92,10 @@ def _run(study: Study, cell: Cell, folder: Path, log: TextIO) -> None:
     from .evaluation import evaluate  # once the process has its environment
 
     objective, cpu = study.objectives[cell.objective], time.process_time()
-    cost = {"seconds_train": _fit(study, cell, folder, "train", log)}
+    choose(study, cell, folder.parent.parent, log)
+    cost = {"seconds_train": _pretrain(study, cell, folder, log)}
     if objective.then:
-        cost["seconds_then"] = _fit(study, cell, folder, "then", log)
+        cost["seconds_then"] = fit(study, run_config(study, cell, folder, "then"), folder / "then", log)
     since = time.perf_counter()
     numbers, step_cost = evaluate(study, cell, folder)
     if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
@@ -106,16 +116,30 @@ def _run(study: Study, cell: Cell, folder: Path, log: TextIO) -> None:
     write_json(folder / RESULT, result | _system())
 
 
-def _fit(study: Study, cell: Cell, folder: Path, stage: str, log: TextIO) -> float:
-    """Train a stage, from its last checkpoint if there is one, unless it is done; the seconds that it took."""
-    done, path = folder / stage / "done.json", folder / f"{stage}.yaml"
+def _pretrain(study: Study, cell: Cell, folder: Path, log: TextIO) -> float:
+    """A cell's own training, in the folder of the cells that share it; the seconds that it took."""
+    shared = folder.parent / study.pretraining(cell)
+    with locked(shared, ".training"):
+        seconds = fit(study, run_config(study, cell, shared, "train"), shared / "train", log)
+    for name in ("train", "train.yaml") if shared != folder else ():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(Path("..", shared.name, name))
+    return seconds
+
+
+def fit(study: Study, config: dict[str, Any], folder: Path, log: TextIO) -> float:
+    """Train by a resolved configuration, from the last checkpoint in `folder` if there is one, unless it is done.
+
+    The configuration is kept beside the folder. Returns the seconds that training took.
+    """
+    done, path, last = folder / "done.json", folder.with_suffix(".yaml"), folder / "last.ckpt"
     if done.is_file():
         return float(read_json(done)["seconds"])
     with atomic_write(path) as temporary:
-        OmegaConf.save(OmegaConf.create(run_config(study, cell, folder, stage)), temporary)
+        OmegaConf.save(OmegaConf.create(config), temporary)
     args = ["fit", "--config", str(path)]
-    if resumed := checkpoint(folder, stage).is_file():
-        args += ["--ckpt_path", str(checkpoint(folder, stage))]
+    if resumed := last.is_file():
+        args += ["--ckpt_path", str(last)]
     since = time.perf_counter()
     print(f"bamboo {' '.join(args)}", flush=True)
     if study.launch:
@@ -130,7 +154,10 @@ def _fit(study: Study, cell: Cell, folder: Path, stage: str, log: TextIO) -> flo
 
 
 def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, Any]:
-    """What `bamboo fit` is run with for a stage of a cell, `train` or `then`: complete, without interpolations."""
+    """What `bamboo fit` is run with for a stage of a cell, `train` or `then`: complete, without interpolations.
+
+    `folder` is that of the cell, or of the cells that share its training.
+    """
     objective = study.objectives[cell.objective]
     changes: dict[str, Any] = {
         "seed_everything": cell.seed,
@@ -139,9 +166,12 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, 
         "trainer.enable_model_summary": False,
         "checkpoint": {"dirpath": str(folder / stage), "save_last": True, "enable_version_counter": False},
     }
+    for name, value in cell.axes:
+        if study.stage_of(cell.objective, name) == stage:
+            changes[axis_key(name)] = [*value] if isinstance(value, tuple) else value
     if stage == "train":
+        changes |= chosen(study, cell, folder.parent.parent)
         config, callbacks = objective.config, _recorders(study, folder / stage)
-        changes |= {axis_key(name): [*value] if isinstance(value, tuple) else value for name, value in cell.axes}
         if "batch_size" in dict(cell.axes):  # which a recipe's own batch would undo by accumulation
             changes["model.init_args.recipe.effective_batch"] = 0
     else:
@@ -155,7 +185,7 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, 
     changes["trainer.callbacks"] = [*kept, *callbacks]
     if has_key(config, "trainer.logger.init_args"):
         changes["trainer.logger.init_args"] = {"save_dir": str(folder), "name": stage, "version": "logs"}
-    return resolve(set_keys(config, changes), complete=False)
+    return budgeted(study, cell, stage, resolve(set_keys(config, changes), complete=False))
 
 
 def _recorders(study: Study, folder: Path) -> list[dict[str, Any]]:

@@ -1,21 +1,29 @@
 """A study: a grid of shapes x objectives x further axes x seeds, and its cells."""
 
 import itertools
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bamboo.errors import InputError
-from bamboo.shapes import Shape
+from bamboo.errors import InputError, unknown
+from bamboo.fit.compose import resolve
+from bamboo.shapes import Patches, Shape
 
 KINDS = ("masked", "supervised")
+EQUAL = ("parameters", "flops")
 UNEQUAL = 0.02
-"""Shapes of a ladder may differ in block parameters by this share of the first one's."""
+"""Shapes of a ladder may differ in what is equal by this share of the first one's."""
 
-SHORT = {"batch_size": "data.init_args.batch_size", "pool": "model.init_args.pool"}
-"""Axes that have a short name; any other is the path of a key of the configuration."""
+SHORT = {
+    "batch_size": "data.init_args.batch_size",
+    "pool": "model.init_args.pool",
+    "init": "model.init_args.init",
+    "base_lr": "model.init_args.recipe.base_lr",
+}
+"""Keys that have a short name as axes and in `tune`; any other is the path of a key of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,52 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What each cell may spend on training, the same for all of them, in one of three units.
+
+    It takes the place of the epochs and steps of the configurations.
+
+    Args:
+        samples: training samples seen.
+        flops: of training, forward and backward.
+        seconds: of training; what a machine does in that time is its own, so such a study is not repeatable.
+        then: share that goes to what follows the training of an objective, where something does.
+    """
+
+    samples: float | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    then: float = 0.2
+
+    @property
+    def unit(self) -> str | None:
+        """Which of the three is given, if any."""
+        return next((name for name in ("samples", "flops", "seconds") if getattr(self, name) is not None), None)
+
+    def share(self, stage: str, follows: bool) -> float:
+        """The share of stage `train` or `then` of an objective that something `follows`, or not."""
+        return self.then if stage == "then" else 1 - self.then * follows
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Keys whose values are chosen for each shape, objective and setting of axes, before its first cell is trained.
+
+    Every combination is trained with the study's first seed, and the lowest validation loss of the objective itself
+    chooses, on images that are taken away from the training set for that purpose; what is held out has no say in it.
+
+    Args:
+        keys: as in axes, and the values to try.
+        share: of the budget of a cell's own training, that each combination is trained for.
+        held_out: share of the training images that chooses.
+    """
+
+    keys: dict[str, list[Any]] = field(default_factory=dict)
+    share: float = 0.25
+    held_out: float = 0.1
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of the grid: a shape by its label, an objective by its name, values of further axes, and a seed.
 
@@ -81,7 +135,12 @@ class Cell:
     def name(self) -> str:
         """The name of its folder, such as `mae-16x64-seed0`."""
         parts = [self.objective, self.label, *(f"{name.split('.')[-1]}_{value}" for name, value in self.axes)]
-        return re.sub(r"[^\w.+-]", "_", "-".join([*parts, f"seed{self.seed}"]))
+        return folder_name(*parts, f"seed{self.seed}")
+
+
+def folder_name(*parts: str) -> str:
+    """Parts joined to a name that any file system takes."""
+    return re.sub(r"[^\w.+-]", "_", "-".join(parts))
 
 
 @dataclass(frozen=True)
@@ -90,12 +149,16 @@ class Study:
 
     Args:
         shapes: by their labels, in the order of the ladder.
-        axes: further axes: a short name or the path of a key, and its values. An axis belongs to the objectives whose
-            own training has the key; what follows is not changed by it.
+        axes: further axes: a short name or the path of a key, and its values. An axis sets its key in the training of
+            the objectives that have it there, or else in what follows it.
+        budget: what each cell may spend; without one the lengths of training are those that are configured.
+        differs: keys in which objectives may differ, or the beginnings of their paths: see `bamboo.study.arms`.
+        tune: keys to choose for each shape and objective.
+        equal: what the shapes of the ladder have in common: block `parameters`, or the `flops` of a forward pass.
         threads: of each worker on a CPU; their number decides the last bits of sums.
         launch: command that `fit ...` is appended to, such as [torchrun, --nproc-per-node=8, -m, bamboo], to train
             on several devices; by default training runs in the worker.
-        allow_unequal: let shapes differ by more than 2 % in parameters.
+        allow_unequal: let shapes differ by more than 2 % in that.
         workers: cells at a time on a CPU; it does not change the result.
         train_samples: size of the training set, for estimates where the data are not at hand.
     """
@@ -105,6 +168,10 @@ class Study:
     objectives: dict[str, Objective] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     axes: dict[str, list[Any]] = field(default_factory=dict)
+    budget: Budget = Budget()
+    differs: list[str] = field(default_factory=list)
+    tune: Tuning = field(default_factory=Tuning)
+    equal: str = "parameters"
     evaluation: Evaluation = Evaluation()
     threads: int = 1
     launch: list[str] = field(default_factory=list)
@@ -113,21 +180,40 @@ class Study:
     train_samples: int | None = None
 
     def cells(self) -> list[Cell]:
-        """The grid, seed by seed, so that a study that is cut short has all shapes and objectives of some seeds."""
-        places = itertools.product(self.seeds, self.objectives, self.shapes)
-        grid = ((place, axes) for place in places for axes in self._settings(place[1]))
+        """The grid, seed by seed, so that a study that is cut short has all shapes and objectives of some seeds.
+
+        Of a seed the first setting of each objective comes before the second one, for what two settings have in
+        common is trained once.
+        """
+        settings = {name: self._settings(name) for name in self.objectives}
+        grid = [
+            (seed, place, name, label, axes)
+            for seed, name, label in itertools.product(self.seeds, self.objectives, self.shapes)
+            for place, axes in enumerate(settings[name])
+        ]
+        grid.sort(key=lambda cell: (self.seeds.index(cell[0]), cell[1]))  # which keeps the order of what is equal
         return [
             Cell(number, self.shapes[label], label, name, axes, seed)
-            for number, ((seed, name, label), axes) in enumerate(grid)
+            for number, (seed, _, name, label, axes) in enumerate(grid)
         ]
 
-    def _settings(self, objective: str) -> Iterator[tuple[tuple[str, Any], ...]]:
-        """Combinations of values of the axes that an objective has: those whose key its configuration holds."""
-        config = self.objectives[objective].config
-        own = {name: values for name, values in self.axes.items() if has_key(config, axis_key(name))}
-        for values in itertools.product(*own.values()):
-            hashable = (tuple(value) if isinstance(value, list) else value for value in values)
-            yield tuple(zip(own, hashable, strict=True))
+    def _settings(self, objective: str) -> list[tuple[tuple[str, Any], ...]]:
+        """Combinations of values of the axes that an objective has."""
+        own = {name: values for name, values in self.axes.items() if self.stage_of(objective, name)}
+        return [
+            tuple(zip(own, (tuple(value) if isinstance(value, list) else value for value in values), strict=True))
+            for values in itertools.product(*own.values())
+        ]
+
+    def stage_of(self, objective: str, key: str) -> str | None:
+        """Where an axis or a key to tune acts: `train`, or `then` if only what follows has it; None for neither."""
+        stages = {"train": self.objectives[objective].config, "then": self.objectives[objective].then or {}}
+        return next((stage for stage, config in stages.items() if has_key(config, axis_key(key))), None)
+
+    def pretraining(self, cell: Cell) -> str:
+        """The folder of a cell's own training, which cells share that differ in what follows it alone."""
+        axes = tuple((name, value) for name, value in cell.axes if self.stage_of(cell.objective, name) == "train")
+        return replace(cell, axes=axes).name
 
     def cell(self, number: int) -> Cell:
         """A cell by its number. Raises `InputError` where there is none."""
@@ -142,6 +228,9 @@ class Study:
         content["shapes"] = [{"label": label, **asdict(shape)} for label, shape in self.shapes.items()]
         for objective in content["objectives"].values():
             objective["then"] = objective["then"] and {"config": objective["then"]}
+        if not self.tune.keys:
+            content.pop("tune")
+        content["budget"] = {name: value for name, value in content["budget"].items() if value is not None}
         return {key: value for key, value in content.items() if value not in ([], {}, None)}
 
 
@@ -156,26 +245,68 @@ def check(study: Study) -> Study:
     counts["train_samples"] = 1 if study.train_samples is None else study.train_samples
     counts |= {f"evaluation.{name}": n for name, n in vars(study.evaluation).items() if isinstance(n, int)}
     counts |= {f"axes.{name}": len(values) for name, values in study.axes.items()}
+    counts |= {f"tune.keys.{name}": len(values) for name, values in study.tune.keys.items()}
     for name, count in counts.items():
         if count < (least := 0 if name == "evaluation.pictures" else 1):
             raise InputError(f"{name} must be at least {least}, got {count}")
-    (first, budget), *others = study.shapes.items()
-    for label, shape in others:
-        off = shape.parameters / budget.parameters - 1
-        if abs(off) > UNEQUAL and not study.allow_unequal:
-            raise InputError(
-                f"shape {label} has {off:+.1%} of the parameters of {first} ({shape.parameters:,} against "
-                f"{budget.parameters:,}), and a ladder is equal to {UNEQUAL:.0%}: change it, or set allow_unequal"
-            )
+    _check_budget(study)
+    _check_ladder(study)
     for name, values in study.axes.items():
         if any(isinstance(value, dict) for value in values):
             raise InputError(f"axes.{name}: a value is a mapping of keys; give an axis for each key, as in {name}.KEY")
-        if not any(has_key(objective.config, axis_key(name)) for objective in study.objectives.values()):
+        if name in study.tune.keys:
+            raise InputError(f"{name} is an axis and cannot be tuned too")
+        if not any(study.stage_of(objective, name) for objective in study.objectives):
             raise InputError(f"axis {name}: no objective configures the key {axis_key(name)}")
+    for name in study.tune.keys:
+        if not any(study.stage_of(objective, name) == "train" for objective in study.objectives):
+            raise InputError(f"tune.keys.{axis_key(name)}: no objective trains by a key of that name")
     (name, times), *_ = Counter(cell.name for cell in study.cells()).most_common(1)
     if times > 1:
         raise InputError(f"two cells are called {name}: give their shapes a label, or remove what is there twice")
     return study
+
+
+def _check_budget(study: Study) -> None:
+    budget, tune = study.budget, study.tune
+    given = [name for name in ("samples", "flops", "seconds") if getattr(budget, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"budget has one unit, got {' and '.join(given)}")
+    if given and not 0 < getattr(budget, given[0]) < math.inf:
+        raise InputError(f"budget.{given[0]} must be positive, got {getattr(budget, given[0])}")
+    shares = {"budget.then": budget.then, "tune.share": tune.share, "tune.held_out": tune.held_out}
+    for name, share in shares.items():
+        if not 0 < share < 1:
+            raise InputError(f"{name} must lie between 0 and 1, got {share}")
+    if tune.keys and not given:
+        raise InputError("tune takes a share of the budget: give one, as in budget: {flops: 1e14}")
+    if tune.keys and any(objective.reads_text for objective in study.objectives.values()):
+        raise InputError("tune is for images: texts have no part of the training set that could choose")
+
+
+def _check_ladder(study: Study) -> None:
+    """Refuse shapes that are not equal in what `study.equal` says."""
+    if study.equal not in EQUAL:
+        raise unknown("equal", study.equal, EQUAL)
+    tokens = _tokens(study) if study.equal == "flops" else 0
+    costs = {label: shape.flops(tokens) if tokens else shape.parameters for label, shape in study.shapes.items()}
+    (first, cost), *others = costs.items()
+    for label, other in others:
+        if abs(off := other / cost - 1) > UNEQUAL and not study.allow_unequal:
+            raise InputError(
+                f"shape {label} has {off:+.1%} of the {study.equal} of {first} ({other:,} against {cost:,}), and a "
+                f"ladder is equal to {UNEQUAL:.0%}: change it, or set allow_unequal"
+            )
+
+
+def _tokens(study: Study) -> int:
+    """Tokens of a whole sample, by the first objective, the class token included."""
+    objective = next(iter(study.objectives.values()))
+    config = resolve(objective.config, complete=False)
+    if objective.reads_text:
+        return int(config["data"]["init_args"].get("block_length", 128))
+    sizes = config["model"]["init_args"]
+    return Patches.of(sizes["image_size"], sizes["patch_size"]).count + 1
 
 
 def axis_key(name: str) -> str:

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bamboo.recipes import Recipe
+from bamboo.shapes import find_shape
 from bamboo.text.encoder import build_config, build_model
 from bamboo.text.glosses import GlossSubjects
 from bamboo.text.module import TextModule
@@ -56,6 +57,11 @@ class TextClassification(TextModule):
             pooled = (hidden * words).sum(1) / words.sum(1).clamp(min=1)
         logits: Tensor = self.head(pooled)
         return logits.float()
+
+    def flops_per_sample(self, length: int | None = None) -> int:
+        """FLOPs of one training step on one text of so many tokens, by default the most that the data have."""
+        length = length or int(self.trainer.datamodule.length)  # type: ignore[attr-defined]
+        return 3 * find_shape(self.hparams["shape"]).flops(length)
 
     def compute(self, batch: Mapping[str, Tensor], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of a batch, and the share of its texts that are named right."""

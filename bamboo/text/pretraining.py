@@ -119,8 +119,12 @@ class MLMPretraining(TextModule):
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
         self.log("val/most_frequent_token", self.val_baseline)
 
-    def flops_per_sample(self) -> int:
-        """FLOPs of one training step on one block: a backward pass costs as much as two forward passes."""
-        shape, length = find_shape(self.hparams["shape"]), self.trainer.datamodule.length  # type: ignore[attr-defined]
+    def flops_per_sample(self, length: int | None = None) -> int:
+        """FLOPs of one training step on one block of so many tokens, by default as long as those of the data.
+
+        A backward pass costs as much as two forward passes.
+        """
+        length = length or int(self.trainer.datamodule.length)  # type: ignore[attr-defined]
+        shape = find_shape(self.hparams["shape"])
         guesses, vocabulary = masked_count(length, self.mask_ratio), self.model.config.vocab_size
         return int(3 * (shape.flops(length) + 2 * guesses * shape.width * (shape.width + vocabulary)))

@@ -34,7 +34,7 @@ def folder_sources(
     train = _scan_source(train_root, in_chans, ", or one with train/ and val/ in it")
     held_out = [root / name for name in ("val", "test") if (root / name).is_dir()] if train_root != root else []
     if not held_out:
-        return _hold_out(train, val_fraction, seed)
+        return hold_out(train, val_fraction, seed)
     val = _scan_source(held_out[0], in_chans)
     if val_labels:
         val = replace(val, labels=read_labels(val_labels, val, train.classes))
@@ -136,10 +136,11 @@ def check_readable(source: Source) -> None:
     raise InputError(f"{where}none of its {len(source)} images can be read, the first is {source.name(0)}")
 
 
-def _hold_out(files: Files, fraction: float, seed: int) -> Sources:
-    if len(files) < 2:
-        raise InputError(f"{files.root}: expected at least two images, one to train on and one to validate on")
+def hold_out(source: Source, fraction: float, seed: int) -> Sources:
+    """A share of the images, drawn by the seed, to validate on, and the others to train on; at least one of each."""
+    if len(source) < 2:
+        raise InputError(f"{source.name(0)}: expected at least two images, one to train on and one to validate on")
     generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
-    order = torch.randperm(len(files), generator=generator).numpy()
-    count = min(max(1, round(fraction * len(files))), len(files) - 1)
-    return Sources(files.subset(np.sort(order[count:])), files.subset(np.sort(order[:count])))
+    order = torch.randperm(len(source), generator=generator).numpy()
+    count = min(max(1, round(fraction * len(source))), len(source) - 1)
+    return Sources(source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count])))

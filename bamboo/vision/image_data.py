@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from bamboo.data import SampledData
 from bamboo.errors import InputError
 from bamboo.sampling import EvalSampler, Loader
-from bamboo.vision.folders import Sources
+from bamboo.vision.folders import Sources, hold_out
 from bamboo.vision.images import MODES, Source, class_subset, spread
 from bamboo.vision.views import EvalImages, TrainImages, collate
 
@@ -34,6 +34,8 @@ class ImageData(SampledData):
         erase: probability that a rectangle of a training view becomes noise.
         fraction: share of each class to train on.
         shots: images of each class to train on, instead of a fraction.
+        validate_on_train: share of the training images that is taken from them and validated on, in place of the
+            validation images: for choosing a learning rate, say, in which these should have no part.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class ImageData(SampledData):
         erase: float = 0.0,
         fraction: float = 1.0,
         shots: int | None = None,
+        validate_on_train: float = 0.0,
     ):
         super().__init__(batch_size, num_workers, seed)
         self.size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.in_chans, self.repeat, self.fraction, self.shots = in_chans, repeat, fraction, shots
+        self.validate_on_train = validate_on_train
         self.view_options: dict[str, Any] = {"crop_scale": crop_scale, "flip": flip, "augment": augment, "erase": erase}
         self.skipped: set[str] = set()
         if in_chans not in MODES:
@@ -66,6 +70,8 @@ class ImageData(SampledData):
         for name, share in shares.items():
             if not 0 <= share <= 1 or (share == 0 and name in ("crop_scale", "fraction")):
                 raise InputError(f"{name} must be a share of one, got {share}")
+        if not 0 <= validate_on_train < 1:
+            raise InputError(f"validate_on_train must be at least 0 and below 1, got {validate_on_train}")
         if shots is not None and (shots < 1 or fraction != 1):
             raise InputError(f"shots must be positive and instead of a fraction, got {shots} and {fraction}")
 
@@ -77,7 +83,10 @@ class ImageData(SampledData):
     def sources(self) -> Sources:
         """The images, found at the first use; of those to train on, the part that is asked for."""
         sources = self.read_sources()
-        return sources._replace(train=class_subset(sources.train, self.fraction, self.shots, self.seed))
+        train = class_subset(sources.train, self.fraction, self.shots, self.seed)
+        if self.validate_on_train:
+            return hold_out(train, self.validate_on_train, self.seed)
+        return sources._replace(train=train)
 
     @property
     def labelled(self) -> Source:

@@ -32,17 +32,24 @@ def test_the_grid_is_shapes_times_objectives_times_seeds_seed_by_seed(tmp_path):
     assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4
 
 
-def test_an_axis_multiplies_the_objectives_that_have_its_key(tmp_path):
+def test_an_axis_multiplies_the_objectives_that_have_its_key_and_acts_on_the_first_stage_that_has_it(tmp_path):
     study = add_axes(tiny(tmp_path), ["pool", "token", "avg"])
     assert [cell.name for cell in study.cells()] == [
-        "mae-2x64-seed0",
-        "mae-8x32-seed0",
-        *(f"supervised-{shape}-pool_{pool}-seed0" for shape in ("2x64", "8x32") for pool in ("token", "avg")),
+        f"{objective}-{shape}-pool_{pool}-seed0"
+        for pool in ("token", "avg")
+        for objective in ("mae", "supervised")
+        for shape in ("2x64", "8x32")
     ]
+    masked, supervised = study.cells()[4], study.cells()[6]
+    assert study.pretraining(masked) == "mae-2x64-seed0"
+    assert study.pretraining(supervised) == supervised.name == "supervised-2x64-pool_avg-seed0"
+    assert "pool" not in run_config(study, masked, tmp_path, "train")["model"]["init_args"]
+    for cell, stage in ((masked, "then"), (supervised, "train")):
+        assert run_config(study, cell, tmp_path, stage)["model"]["init_args"]["pool"] == "avg"
     both = add_axes(study, ["batch_size", "64", "128", "model.init_args.recipe.base_lr", "1e-3", "2e-3"])
     assert both.axes["batch_size"] == [64, 128]
     assert both.axes["model.init_args.recipe.base_lr"] == [1e-3, 2e-3]
-    assert len(both.cells()) == 2 * 2 * (2 + 4)
+    assert len(both.cells()) == 2 * 2 * 2**3
 
 
 def test_an_axis_without_values_is_half_once_and_twice_what_is_configured(tmp_path):
@@ -69,8 +76,25 @@ def test_a_stored_study_is_read_back_whole(tmp_path):
 def test_another_study_in_the_same_folder_is_refused(tmp_path):
     store(tiny(tmp_path), tmp_path / "out")
     store(tiny(tmp_path, workers=7), tmp_path / "out")  # which changes no result
-    with pytest.raises(InputError, match="holds another study: its seeds differ"):
-        store(tiny(tmp_path, seeds=3), tmp_path / "out")
+    with pytest.raises(InputError, match=r"holds another study, see .*: threads is 2, not 1"):
+        store(tiny(tmp_path, threads=2), tmp_path / "out")
+
+
+def test_seeds_shapes_and_values_of_axes_are_added_to_the_study_of_a_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    first = store(add_axes(tiny(tmp_path, shapes=SHAPES[:1]), ["pool", "token"]), out)
+    words = ["study", "--config", str(written(tmp_path)), "--out", str(out), "--list"]
+    assert main([*words, "--seeds", "2", "--axis", "pool", "avg"]) == 0
+    assert f"added to {out}: seeds 1; shapes 8x32; axis pool avg" in capsys.readouterr().out
+    assert load_stored(out) == first  # a list changes nothing
+    grown = store(add_axes(tiny(tmp_path, seeds=2), ["pool", "avg"]), out)
+    assert {cell.name for cell in grown.cells()} > {cell.name for cell in first.cells()}
+    assert len(grown.cells()) == 2 * 2 * 2 * 2
+    assert load_stored(out) == grown
+    assert main(["study", "--out", str(out), "--list", "--seeds", "1"]) == 0  # which takes nothing away
+    assert len(capsys.readouterr().out.splitlines()) == 16
+    with pytest.raises(InputError, match=r"its axes are \[\], not \['pool'\]"):
+        store(tiny(tmp_path, seeds=3), out)
 
 
 def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path, capsys):
@@ -111,6 +135,25 @@ def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path
         ({"evaluation": {"measures": ["ranks"]}}, "evaluation.measures must hold token_similarity"),
         ({"axes": {"model.init_args.recipe": [{"base_lr": 1}]}}, "axes.model.init_args.recipe: a value is a mapping"),
         ({"axes": {"pool": []}}, "axes.pool must be at least 1, got 0"),
+        ({"budget": {"flops": 1, "samples": 1}}, "budget has one unit, got samples and flops"),
+        ({"budget": {"flops": 0}}, "budget.flops must be positive, got 0"),
+        ({"budget": {"flops": 1, "then": 1}}, "budget.then must lie between 0 and 1, got 1"),
+        ({"budget": {"epochs": 1}}, "budget.epochs: Key 'epochs' not in"),
+        ({"tune": {"keys": {"base_lr": [1]}}}, "tune takes a share of the budget: give one"),
+        ({"budget": {"samples": 9}, "tune": {"keys": {"base_lr": []}}}, "tune.keys.base_lr must be at least 1, got 0"),
+        (
+            {
+                "budget": {"samples": 9},
+                "tune": {"keys": {"model.init_args.drop_path": [0.1]}},
+                "objectives": {"mae": MAE},
+            },
+            "model.init_args.drop_path: no objective trains by a key of that name",
+        ),
+        (
+            {"budget": {"samples": 9}, "tune": {"keys": {"pool": ["avg"]}}, "axes": {"pool": ["avg"]}},
+            "pool is an axis and cannot be tuned too",
+        ),
+        ({"equal": "memory"}, "unknown equal 'memory'"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"launch": "torchrun"}, "launch: Invalid value"),
         ({"objectives": {"mae": {**MAE, "then": {}}}}, "objectives.mae.then has no config"),
@@ -186,7 +229,7 @@ def test_every_shipped_study_can_be_listed_and_its_cost_be_told(name, images, tm
     words += ["--data", str(images)] if name == "images_folder.yaml" else []
     assert main([*words, "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert len(listed) == len(study.shapes) * len(study.objectives)
+    assert len(listed) == len(study.cells()) // len(study.seeds)
     if name in LARGE:
         return
     assert main([*words, "--dry-run"]) == 0

@@ -43,6 +43,7 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "shapes": SHAPES,
     "seeds": 1,
+    "differs": ["model.init_args", "data.init_args", "trainer"],
     "objectives": {"mae": MAE, "supervised": SUPERVISED},
     "evaluation": {
         "samples": 8,

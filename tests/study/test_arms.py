@@ -1,0 +1,122 @@
+"""Objectives differ in what is listed alone, and all cells spend the same."""
+
+import math
+
+import pytest
+
+from bamboo.cli import main
+from bamboo.errors import InputError
+from bamboo.shapes import Patches, Shape, decoder_flops, encoder_flops
+from bamboo.study.arms import check_arms, differences
+from bamboo.study.reading import read_study
+from bamboo.study.running import run_config
+from tests.runs import CONFIGS
+
+from .tiny import MAE, SUPERVISED, tiny, written
+
+
+def test_the_shipped_studies_list_what_differs():
+    study = read_study(CONFIGS / "study/digits.yaml")
+    check_arms(study)
+    reasons = {difference.key: difference.reason for difference in differences(study)}
+    assert reasons["model.init_args.decoder_shape"] == reasons["model.init_args.pool"] == "by the objective"
+    assert set(reasons.values()) == {"by the objective"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model": {"init_args": {"label_smoothing": 0.1}}}, "model.init_args.label_smoothing"),
+        ({"model": {"init_args": {"drop_path": 0.1}}}, "model.init_args.drop_path"),
+        ({"model": {"init_args": {"init": "depth"}}}, "model.init_args.init"),
+        ({"model": {"init_args": {"pool": "avg"}}}, "model.init_args.pool"),
+        ({"model": {"init_args": {"recipe": {"optimizer": "lars"}}}}, "model.init_args.recipe.optimizer"),
+        ({"data": {"init_args": {"batch_size": 64}}}, "data.init_args.batch_size"),
+        ({"data": {"init_args": {"crop_scale": 0.9}}}, "data.init_args.crop_scale"),
+        ({"trainer": {"precision": "bf16-mixed"}}, "trainer.precision"),
+        ({"trainer": {"gradient_clip_val": 1.0}}, "trainer.gradient_clip_val"),
+    ],
+)
+def test_a_difference_that_is_not_listed_is_refused(tmp_path, changes, key):
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.load(CONFIGS / "study/digits.yaml")
+    for arm in content.objectives.values():
+        for stage in (arm, arm.get("then")):
+            if stage:
+                stage.config = str((CONFIGS / "study" / stage.config).resolve())
+    content.objectives.supervised.set = OmegaConf.merge(content.objectives.supervised.set, changes)
+    content.axes = {}
+    for listed in ([], [key]):
+        content.differs = [*listed, "model.init_args.recipe.base_lr"]
+        OmegaConf.save(content, tmp_path / "study.yaml")
+        study = read_study(tmp_path / "study.yaml")
+        if listed:
+            check_arms(study)
+        else:
+            with pytest.raises(InputError, match=rf"the objectives differ in {key} \(mae: .*; supervised: "):
+                check_arms(study)
+
+
+def test_a_dry_run_prints_the_differences_and_neither_it_nor_a_run_goes_on_with_one_that_is_not_listed(
+    tmp_path, capsys
+):
+    path, out = str(written(tmp_path, differs=[])), tmp_path / "out"
+    assert main(["study", "--config", path, "--out", str(out), "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert "what differs" in printed.out
+    assert "not listed" in printed.out
+    assert "list the keys under differs" in printed.err
+    assert main(["study", "--config", path, "--out", str(out)]) == 2
+    assert not out.exists()
+
+
+def test_one_objective_has_nothing_to_differ_from(tmp_path):
+    assert differences(tiny(tmp_path, objectives={"mae": MAE}, differs=[])) == []
+
+
+def steps(study, number, stage, tmp_path):
+    trainer = run_config(study, study.cell(number), tmp_path / "cells" / "cell", stage)["trainer"]
+    assert trainer["max_epochs"] == -1
+    return trainer["max_steps"]
+
+
+def test_a_budget_of_flops_is_spent_to_a_step_by_both_stages_and_all_shapes(tmp_path):
+    study = tiny(tmp_path, budget={"flops": 1e11, "then": 0.25})
+    patches = Patches.of(16, 4, 1)
+    for number, shape in enumerate((Shape(2, 64, 2), Shape(8, 32, 1))):
+        visible, hidden = 4, 12
+        masked = 3 * (
+            encoder_flops(shape, patches, visible) + decoder_flops(Shape(1, 32, 1), shape, patches, visible, hidden)
+        )
+        whole = 3 * encoder_flops(shape, patches)
+        assert steps(study, number, "train", tmp_path) == round(0.75e11 / masked / 32)
+        assert steps(study, number, "then", tmp_path) == round(0.25e11 / whole / 100)
+        assert steps(study, 2 + number, "train", tmp_path) == round(1e11 / whole / 32)
+
+
+def test_a_budget_of_samples_or_of_seconds(tmp_path):
+    study = tiny(tmp_path, budget={"samples": 6400, "then": 0.25})
+    assert [steps(study, number, "train", tmp_path) for number in (0, 2)] == [150, 200]
+    assert steps(study, 0, "then", tmp_path) == 16
+    study = tiny(tmp_path, budget={"seconds": 90_000, "then": 0.5})
+    lengths = [run_config(study, study.cell(number), tmp_path, "train")["trainer"] for number in (0, 2)]
+    assert [trainer["max_time"] for trainer in lengths] == ["00:12:30:00", "01:01:00:00"]
+    assert {trainer["max_steps"] for trainer in lengths} == {-1}
+
+
+def test_a_ladder_of_equal_flops(tmp_path):
+    shapes = [{"depth": 2, "width": 64, "heads": 2}, {"depth": 8, "width": 32, "heads": 1}]
+    tokens = Patches.of(16, 4, 1).count + 1
+    off = Shape(8, 32, 1).flops(tokens) / Shape(2, 64, 2).flops(tokens) - 1
+    assert not math.isclose(off, 0, abs_tol=0.02)
+    with pytest.raises(InputError, match=rf"shape 8x32 has {off:+.1%} of the flops of 2x64".replace("+", r"\+")):
+        tiny(tmp_path, equal="flops", shapes=shapes)
+    even = [shapes[0], {"depth": 7, "width": 32, "heads": 1}, {"depth": 2, "width": 64, "heads": 1}]
+    with pytest.raises(InputError, match="of the flops of 2x64"):
+        tiny(tmp_path, equal="flops", shapes=even[:2])
+    assert tiny(tmp_path, equal="flops", shapes=[even[0], {**even[2], "label": "one head"}]).equal == "flops"
+
+
+def test_supervision_alone_needs_no_list(tmp_path):
+    check_arms(tiny(tmp_path, objectives={"supervised": SUPERVISED}, differs=[]))
