@@ -50,7 +50,18 @@ def study(
         allow_unequal: let shapes differ by more than 2 % in what they are to have in common.
     """
     from .changes import additions
-    from .folders import STUDY, cell_folder, cell_state, extended, failures, load_stored, store, waiting
+    from .folders import (
+        DIFFERENCES,
+        STUDY,
+        cell_folder,
+        cell_state,
+        extended,
+        failures,
+        load_stored,
+        store,
+        waiting,
+        write_json,
+    )
     from .results import read_results
     from .running import run_cells
     from .spec import check
@@ -79,11 +90,12 @@ def study(
         if "???" in str(plan.to_dict()):
             raise InputError("the study reads data of yours: give their folder with --data FOLDER")
         if left:  # builds the models and finds the data, so that a mistake shows once and before anything runs
-            from .arms import check_arms
+            from .arms import check_arms, differences, show
             from .estimates import estimates
 
             estimates(plan, left, out)
             check_arms(plan)
+            write_json(out / DIFFERENCES, {"table": show(plan, differences(plan))})
         store(plan, out)
         run_cells(plan, left, out, plan.workers, _devices(plan))
         for name, reason in failures(plan, out).items():

@@ -15,7 +15,7 @@ from .changes import united
 from .reading import study_of
 from .spec import Cell, Study, check
 
-STUDY, RESULT, FAILED = "study.yaml", "result.json", "failed.json"
+STUDY, RESULT, FAILED, DIFFERENCES = "study.yaml", "result.json", "failed.json", "differences.json"
 
 
 def extended(study: Study, out: Path) -> Study:

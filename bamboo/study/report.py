@@ -1,15 +1,16 @@
 """The report of a study: one page that holds everything, beside the tables and figures that it was made of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bamboo.analysis.pages import Cell, Section, Table, write_page
 
 from .claims import RULE, Judgement, judge
-from .folders import write_json
+from .folders import DIFFERENCES, read_json, write_json
 from .pictures import plot_maps, plot_reconstructions
 from .plots import plot_layers, plot_numbers, plot_training
 from .results import MASKED, NUMBERS, SHARES, TRAIN, UNTRAINED, WHOLE, Outcome, Results, write_tables
@@ -98,7 +99,36 @@ def _sections(results: Results, judgements: Sequence[Judgement], out: Path) -> I
         )
         figure = plot_numbers(results, ["step_seconds", "activation_bytes"])
         yield Section("Cost against depth", text, figure, "cost")
+    yield from _setup(results, out)
     yield Section("Settings", table=Table(["", ""], list(_settings(results))))
+
+
+def _setup(results: Results, out: Path) -> Iterator[Section]:
+    """What differs between the objectives, and every run that chose a value, with its cost."""
+    if (out / DIFFERENCES).is_file():
+        head, *rows = read_json(out / DIFFERENCES)["table"]
+        yield Section("What differs between the objectives", "Besides the objective itself.", table=Table(head, rows))
+    folders = dict.fromkeys(outcome.folder.parent.parent / "tuning" for outcome in results.done)
+    tries = [
+        [path.stem, *_tried(run), "chosen" if run["values"] == content["chosen"] else ""]
+        for folder in folders
+        for path in sorted(folder.glob("*.json"))
+        for content in [read_json(path)]
+        for run in content["runs"]
+    ]
+    if tries:
+        text = (
+            f"Each combination was trained with the first seed for {results.study.tune.share:.0%} of the budget; the "
+            "lowest loss on images taken from the training set chooses for all seeds."
+        )
+        head = ["objective and shape", "values", "validation loss", "seconds", ""]
+        yield Section("Tuning", text, table=Table(head, tries))
+
+
+def _tried(run: Mapping[str, Any]) -> list[str]:
+    values = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in run["values"].items())
+    loss = run["reason"] if run["loss"] is None else f"{run['loss']:.4f}"
+    return [values, loss, f"{run['seconds']:.0f}" if "seconds" in run else ""]
 
 
 def _similarity(results: Results) -> Iterator[Section]:

@@ -153,10 +153,10 @@ def fit(study: Study, config: dict[str, Any], folder: Path, log: TextIO) -> floa
     return seconds
 
 
-def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, Any]:
+def run_config(study: Study, cell: Cell, folder: Path, stage: str, recorders: bool = True) -> dict[str, Any]:
     """What `bamboo fit` is run with for a stage of a cell, `train` or `then`: complete, without interpolations.
 
-    `folder` is that of the cell, or of the cells that share its training.
+    `folder` is that of the cell, or of the cells that share its training, which without `recorders` is not measured.
     """
     objective = study.objectives[cell.objective]
     changes: dict[str, Any] = {
@@ -171,7 +171,7 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str) -> dict[str, 
             changes[axis_key(name)] = [*value] if isinstance(value, tuple) else value
     if stage == "train":
         changes |= chosen(study, cell, folder.parent.parent)
-        config, callbacks = objective.config, _recorders(study, folder / stage)
+        config, callbacks = objective.config, _recorders(study, folder / stage) if recorders else []
         if "batch_size" in dict(cell.axes):  # which a recipe's own batch would undo by accumulation
             changes["model.init_args.recipe.effective_batch"] = 0
     else:

@@ -58,19 +58,18 @@ def choose(study: Study, cell: Cell, out: Path, log: TextIO) -> None:
                 "seed_everything": study.seeds[0],
                 "data.init_args.validate_on_train": study.tune.held_out,
                 "checkpoint.dirpath": str(folder / str(number)),
-                "trainer.callbacks": [],
-                "trainer.logger": False,
             }
-            config = set_keys(run_config(study, cell, folder, "train"), changes)
+            config = set_keys(run_config(study, cell, folder / str(number), "train", recorders=False), changes)
             config = budgeted(study, cell, "train", config, study.tune.share)
             run: dict[str, Any] = {"values": combination, "loss": None, "reason": ""}
             try:
                 run["seconds"] = fit(study, config, folder / str(number), log)
-                run["loss"] = _validation_loss(config, folder / str(number) / "last.ckpt")
+                loss = _validation_loss(config, folder / str(number) / "last.ckpt")
+                run |= {"loss": loss} if math.isfinite(loss) else {"reason": "the validation loss is not finite"}
             except Exception as error:  # a rate that diverges is one that is not chosen
                 run["reason"] = reason_of(error)
             runs.append(run)
-        finite = [run for run in runs if run["loss"] is not None and math.isfinite(run["loss"])]
+        finite = [run for run in runs if run["loss"] is not None]
         if not finite:
             raise NothingChosen(f"none of the {len(runs)} combinations to tune could be trained: {runs[0]['reason']}")
         best = min(finite, key=lambda run: run["loss"])
