@@ -175,6 +175,7 @@ def _open_transformers(source: Source, image_size: int | None) -> Loaded:
             model = AutoModel.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
         else:
             model = AutoModel.from_pretrained(name, trust_remote_code=False)
+    model = model.float()  # of weights that are kept in half precision too
     if reads_text(model):
         with loading(f"the tokenizer of {name}"):
             return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), ()

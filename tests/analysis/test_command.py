@@ -266,10 +266,11 @@ def test_pieces_of_text_do_not_depend_on_the_batch_size(bert: Path, novel: Path)
 
 def test_vision_models_of_hugging_face_are_opened(tmp_path: Path):
     for kind in ("ViT", "DeiT"):
-        image(kind, num_channels=1).save_pretrained(tmp_path / kind)
+        image(kind, num_channels=1).half().save_pretrained(tmp_path / kind)
     vit, deit = (open_model(f"hf:{tmp_path / kind}") for kind in ("ViT", "DeiT"))
     assert (vit.label, deit.label) == ("ViT", "DeiT")
     assert "ImageNet" in deit.notes[0]
+    assert {part.dtype for opened in (vit, deit) for part in opened.model.parameters()} == {torch.float32}
     assert len(measured(tmp_path / "DeiT", "digits").values) == 6
     (tmp_path / "config").mkdir()
     shutil.copy(tmp_path / "DeiT" / "config.json", tmp_path / "config")
