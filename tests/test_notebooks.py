@@ -20,7 +20,7 @@ SMALL = {
     "03_depth_vs_width.ipynb": {
         "SHAPES": [(1, 64), (4, 32)],
         "SEEDS": 1,
-        "EPOCHS": {"pretraining": 2, "fine-tuning": 1, "supervised": 2},
+        "FLOPS": 5e9,
         "FRACTION": 0.1,
     },
     "04_text.ipynb": {"STEPS": 10},

@@ -226,7 +226,7 @@ def test_every_shipped_study_can_be_listed_and_its_cost_be_told(name, images, tm
     if "???" in str(study.to_dict()) and study.train_samples is None:
         assert main([*words, "--dry-run"]) == 2
         assert "with --data FOLDER" in capsys.readouterr().err
-    words += ["--data", str(images)] if name == "images_folder.yaml" else []
+    words += ["--data", str(images)] if name in ("images_folder.yaml", "cifar10.yaml") else []
     assert main([*words, "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == len(study.cells()) // len(study.seeds)
