@@ -101,10 +101,10 @@ def _short(value: Any) -> str:
     return "" if value is None else re.sub(r"^bamboo\.[\w.]+\.", "", str(value))
 
 
-def check_arms(study: Study) -> None:
-    """Raise `InputError` where objectives differ in keys that the study does not list."""
+def check_arms(study: Study, differing: Sequence[Difference]) -> None:
+    """Raise `InputError` where a difference between objectives is one that the study does not list."""
     columns = [name if stage == "train" else f"{name}, then" for name, stage in stages(study)]
-    unlisted = [difference for difference in differences(study) if not difference.reason]
+    unlisted = [difference for difference in differing if not difference.reason]
     if unlisted:
         values = "; ".join(f"{name}: {value}" for name, value in zip(columns, unlisted[0].values, strict=True))
         others = f", and in {len(unlisted) - 1} more keys" if len(unlisted) > 1 else ""

@@ -94,8 +94,9 @@ def study(
             from .estimates import estimates
 
             estimates(plan, left, out)
-            check_arms(plan)
-            write_json(out / DIFFERENCES, {"table": show(plan, differences(plan))})
+            differing = differences(plan)
+            check_arms(plan, differing)
+            write_json(out / DIFFERENCES, {"table": show(plan, differing)})
         store(plan, out)
         run_cells(plan, left, out, plan.workers, _devices(plan))
         for name, reason in failures(plan, out).items():
@@ -181,7 +182,7 @@ def _print_costs(plan: "Study", out: Path) -> None:
     print(table(rows))
     print(f"\n{len(costs)} cells, {_time(total)} of one worker, {_time(total / plan.workers)} with {plan.workers}.")
     print(NOTE)
-    check_arms(plan)
+    check_arms(plan, differing)
 
 
 def _scaled(value: float) -> str:

@@ -60,6 +60,7 @@ def test_what_chooses_is_taken_from_the_training_images():
     rows = [{image.numpy().tobytes() for image in source.images} for source in (*whole.sources, *tuning.sources)]
     train, test, kept, chooses = rows
     assert len(tuning.sources.val) == round(0.1 * len(whole.sources.train))
+    assert len(tuning.sources.train) + len(tuning.sources.val) == len(whole.sources.train)
     assert kept | chooses == train
     assert not chooses & test - train
     again = Digits(seed=3, validate_on_train=0.1).sources.val
