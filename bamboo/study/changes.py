@@ -13,6 +13,8 @@ from bamboo.fit.compose import select
 
 from .spec import SHORT, Study, axis_key, check, has_key
 
+YAML_WORDS = {"null": None, "true": True, "false": False}
+
 
 def set_keys(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with keys set, by their paths: mappings are merged into what is there, lists replace it."""
@@ -59,7 +61,7 @@ def _value(word: str) -> Any:
     try:
         return literal_eval(word)
     except (ValueError, SyntaxError):  # a name
-        return word
+        return YAML_WORDS.get(word, word)
 
 
 def _around(study: Study, name: str) -> list[Any]:

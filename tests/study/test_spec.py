@@ -52,6 +52,14 @@ def test_an_axis_multiplies_the_objectives_that_have_its_key_and_acts_on_the_fir
     assert len(both.cells()) == 2 * 2 * 2**3
 
 
+def test_the_words_of_yaml_are_values_of_an_axis(tmp_path):
+    scales = ["model.init_args.attn_scale", "false", "true", "model.init_args.layer_scale", "null", "0.1"]
+    study = add_axes(tiny(tmp_path), scales)
+    assert [*study.axes.values()] == [[False, True], [None, 0.1]]
+    model = run_config(study, study.cells()[-1], tmp_path, "train")["model"]["init_args"]
+    assert (model["attn_scale"], model["layer_scale"]) == (True, 0.1)
+
+
 def test_an_axis_without_values_is_half_once_and_twice_what_is_configured(tmp_path):
     assert add_axes(tiny(tmp_path), ["batch_size"]).axes == {"batch_size": [16, 32, 64]}
 
