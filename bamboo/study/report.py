@@ -77,8 +77,8 @@ def notes(results: Results) -> list[str]:
         some = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
         lines.append(f"{len(missing)} cells are not finished and in no mean: {some}")
     if results.study.allow_unequal:
-        lines.append("the shapes need not be equal in parameters here: allow_unequal is set")
-    return lines
+        lines.append(f"the shapes need not be equal in {results.study.equal} here: allow_unequal is set")
+    return [*lines, *_at_an_end(results)]
 
 
 def _sections(results: Results, judgements: Sequence[Judgement], out: Path) -> Iterator[Section]:
@@ -108,12 +108,9 @@ def _setup(results: Results, out: Path) -> Iterator[Section]:
     if (out / DIFFERENCES).is_file():
         head, *rows = read_json(out / DIFFERENCES)["table"]
         yield Section("What differs between the objectives", "Besides the objective itself.", table=Table(head, rows))
-    folders = dict.fromkeys(outcome.folder.parent.parent / "tuning" for outcome in results.done)
     tries = [
-        [path.stem, *_tried(run), "chosen" if run["values"] == content["chosen"] else ""]
-        for folder in folders
-        for path in sorted(folder.glob("*.json"))
-        for content in [read_json(path)]
+        [name, *_tried(run), "chosen" if run["values"] == content["chosen"] else ""]
+        for name, content in _tuning(results).items()
         for run in content["runs"]
     ]
     if tries:
@@ -123,6 +120,22 @@ def _setup(results: Results, out: Path) -> Iterator[Section]:
         )
         head = ["objective and shape", "values", "validation loss", "seconds", ""]
         yield Section("Tuning", text, table=Table(head, tries))
+
+
+def _tuning(results: Results) -> dict[str, Any]:
+    """What was tried and chosen, by objective, shape and axes."""
+    folders = dict.fromkeys(outcome.folder.parent.parent / "tuning" for outcome in results.done)
+    return {path.stem: read_json(path) for folder in folders for path in sorted(folder.glob("*.json"))}
+
+
+def _at_an_end(results: Results) -> Iterator[str]:
+    """Where a chosen number is the lowest or the highest of those tried, so that the best may lie outside of them."""
+    for name, content in _tuning(results).items():
+        for key, value in content["chosen"].items():
+            tried = [run["values"][key] for run in content["runs"]]
+            if len({*tried}) > 1 and isinstance(value, int | float) and value in (min(tried), max(tried)):
+                end = "lowest" if value == min(tried) else "highest"
+                yield f"{name} was trained with {key.split('.')[-1]} {value:g}, the {end} that was tried"
 
 
 def _tried(run: Mapping[str, Any]) -> list[str]:
