@@ -81,6 +81,18 @@ def test_a_stored_study_is_read_back_whole(tmp_path):
     assert load_stored(tmp_path / "out") == study
 
 
+def test_axes_may_be_given_one_by_one_or_in_a_row(tmp_path, capsys):
+    words = ["study", "--config", str(written(tmp_path)), "--list"]
+    for name, axes in (
+        ("a", ["--axis", "pool", "avg", "--axis", "batch_size", "16", "32"]),
+        ("b", ["--axis", "pool", "avg", "batch_size", "16", "32"]),
+    ):
+        assert main([*words, "--out", str(tmp_path / name), *axes]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 2 * 8
+    assert listed[:8] == listed[8:]
+
+
 def test_another_study_in_the_same_folder_is_refused(tmp_path):
     store(tiny(tmp_path), tmp_path / "out")
     store(tiny(tmp_path, workers=7), tmp_path / "out")  # which changes no result
