@@ -48,11 +48,15 @@ class SimilarityMonitor(Callback):
         blocks: path of the list of blocks in the module, where it cannot be found.
         held_out: look at so many whole held-out samples of the data module, before the step and after the last one,
             instead of at what the model is trained on.
-        points: looks over the whole of training, evenly spaced, instead of `every_n_steps`.
+        points: looks over the whole of training, evenly spaced in log steps, instead of `every_n_steps`: before the
+            first step, after the last one where samples are `held_out`, and so many at most. Where time ends the run
+            each step looked at is half as large again as the one before.
 
     Raises:
-        InputError: at the start of training, where there is no list of blocks to look at, or texts come without their
-            `special_tokens_mask`.
+        InputError: at the start of training, where there is no list of blocks to look at, or texts come without
+            their `special_tokens_mask`.
+
+    `history` is by measure of `LOGGED`, then by look at `steps`, then by layer.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class SimilarityMonitor(Callback):
         self.every_n_steps, self.layers, self.blocks = every_n_steps, layers, blocks
         self.held_out, self.points = held_out, points
         self.steps: list[int] = []
-        self.history: list[list[float]] = []  # by step, then by layer
+        self.history: dict[str, list[list[float]]] = {name: [] for name in LOGGED.values()}
         self._looking = ExitStack()
         self._step = 0
         self._sums: dict[int, Tensor] = {}
@@ -85,14 +89,14 @@ class SimilarityMonitor(Callback):
             raise InputError(f"layer {wrong[0]} of SimilarityMonitor does not exist: there are {depth} blocks")
         self.chosen = sorted({layer % (depth + 1) for layer in chosen})
         self.total = trainer.estimated_stepping_batches
-        if self.points:
-            self.every_n_steps = max(int(self.total) // self.points, 1)
+        self.due = set(log_steps(self.total, self.points)) if self.points else None
         self.samples = list(_held_out(trainer, self.held_out)) if self.held_out else []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look, or start to look, if this step is due; of accumulated batches the first is looked at."""
         step = trainer.global_step
-        if step % self.every_n_steps or step in self.steps[-1:]:
+        due = step % self.every_n_steps == 0 if self.due is None else step in self.due
+        if not due or step in self.steps[-1:]:
             return
         if self.held_out:
             self._look_at_held_out(trainer, pl_module)
@@ -118,6 +122,11 @@ class SimilarityMonitor(Callback):
         if self.held_out and trainer.global_step == self.total and self.total not in self.steps[-1:]:
             self._look_at_held_out(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at held-out samples once more where it was not known which step is the last."""
+        if self.points and self.held_out and trainer.global_step not in self.steps[-1:]:
+            self._look_at_held_out(trainer, pl_module)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hooks behind."""
         self._looking.close()
@@ -127,9 +136,13 @@ class SimilarityMonitor(Callback):
         return {"steps": self.steps, "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what an interrupted run has seen; older checkpoints know the last step alone."""
-        self.history = state_dict["history"]
-        self.steps = state_dict.get("steps") or [state_dict["last_step"]] * len(self.history)
+        """Take up what an interrupted run has seen; older checkpoints know similarity within samples alone."""
+        history = state_dict["history"]
+        if isinstance(history, list):
+            unknown = [[math.nan] * len(layers) for layers in history]
+            history = {name: history if name == "token_similarity" else [*unknown] for name in LOGGED.values()}
+        self.history = history
+        self.steps = state_dict.get("steps") or [state_dict["last_step"]] * len(history["token_similarity"])
 
     def _look_at_held_out(self, trainer: Trainer, module: Any) -> None:
         batches = [
@@ -141,7 +154,8 @@ class SimilarityMonitor(Callback):
     def _log(self, trainer: Trainer, step: int, similarity: Mapping[str, list[float]]) -> None:
         """Keep and log similarities by layer."""
         self.steps.append(step)
-        self.history.append(similarity["token_similarity"])
+        for name, looks in self.history.items():
+            looks.append(similarity[name])
         named = {f"{tag}/layer_{i:02d}": similarity[name][i] for tag, name in LOGGED.items() for i in self.chosen}
         logs = {name: value for name, value in named.items() if math.isfinite(value)}
         for logger in trainer.loggers:
@@ -150,12 +164,13 @@ class SimilarityMonitor(Callback):
                 logger.experiment.add_image("similarity/layers_by_time", self.picture(), step)
 
     def picture(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Similarity as colours (3, layers, times), the embedding at the bottom, each value a square of pixels.
+        """Similarity within samples as colours (3, layers, times), the embedding at the bottom.
 
-        Of a long history evenly spaced times are shown.
+        Each value is a square of pixels. Of a long history evenly spaced times are shown.
         """
-        times = np.linspace(0, len(self.history) - 1, min(len(self.history), TIMES)).round().astype(int)
-        table = np.asarray(self.history)[times].T[::-1].clip(0, 1)
+        seen = np.asarray(self.history["token_similarity"])
+        times = np.linspace(0, len(seen) - 1, min(len(seen), TIMES)).round().astype(int)
+        table = seen[times].T[::-1].clip(0, 1)
         colours = (colormaps["viridis"](table)[..., :3] * 255).round().astype(np.uint8)
         return np.ascontiguousarray(colours.repeat(PIXELS, 0).repeat(PIXELS, 1).transpose(2, 0, 1))
 
@@ -164,6 +179,16 @@ class SimilarityMonitor(Callback):
         if counted is not None and counted.shape == tokens.shape[:2]:
             return sample_sums(tokens, counted).sum(0)
         return sample_sums(tokens[:, self.prefix.length :]).sum(0)
+
+
+def log_steps(total: float, points: int) -> list[int]:
+    """Whole numbers of steps from 0 to `total`, evenly spaced in the logarithm from 1 on: `points`, or fewer if short.
+
+    Of a run whose end is not known, powers of 1.5.
+    """
+    known = 0 < total < math.inf
+    places = np.geomspace(total, 1, max(points - 1, 1)) if known else 1.5 ** np.arange(60)
+    return sorted({0, *places.round().astype(int).tolist()})
 
 
 def find_encoder(module: nn.Module) -> nn.Module:

@@ -8,7 +8,8 @@ import numpy as np
 from bamboo.analysis.profiles import Profile, compare
 from bamboo.files import read_file
 
-from .folders import checkpoint, write_json
+from .courses import excess_moved, write_course
+from .folders import checkpoint
 from .recording import read_record
 from .results import MASKED, TRAIN, UNTRAINED, WHOLE
 from .spec import Cell, Study
@@ -31,9 +32,12 @@ def evaluate(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, float], 
         from .vision import measure
     profiles, numbers = measure(study, cell, folder)
     compare(profiles).save(folder / "profile")
-    similarity, activation_bytes, cost = read_record(read_file(checkpoint(folder, "train")))
-    write_json(folder / "training.json", {"similarity": similarity})
-    return {**last_layers(profiles), **numbers, "activation_bytes": activation_bytes}, cost
+    course, activation_bytes, cost = read_record(read_file(checkpoint(folder, "train")))
+    write_course(course, folder / "training.json")
+    numbers = {**last_layers(profiles), **numbers, "activation_bytes": activation_bytes}
+    if np.isfinite(moved := excess_moved(course)):  # too short a training has too few looks
+        numbers["excess_moved"] = moved
+    return numbers, cost
 
 
 def last_layers(profiles: Mapping[str, Profile]) -> dict[str, float]:

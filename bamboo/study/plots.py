@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from bamboo.analysis.plots import COLOURS, MARKS, style
 
 from .claims import interval
+from .courses import Course
 from .results import NUMBERS, SHARES, Results, Series
 
 APART = 0.03
 """How far objectives are moved apart sideways, as a share of depth, so that their intervals do not hide one another."""
 SCALED = {"step_seconds": (1e3, "milliseconds of a step"), "activation_bytes": (1e-6, "MB kept for the backward pass")}
 """Costs of a step: the factor that they are shown with, and their unit."""
+ALONG = {"steps": "optimizer steps", "loss": "training loss", "flops": "training FLOPs"}
 
 
 def plot_numbers(results: Results, names: Sequence[str], before: str | None = None) -> Figure:
@@ -114,20 +116,36 @@ def _curves(results: Results, series: Series, label: str, profile: str) -> NDArr
     return np.array([found[profile].curve("token_similarity").mean for found in profiles if profile in found])
 
 
-def plot_training(results: Results) -> Figure:
-    """Similarity after the last block over optimizer steps, thin for each seed, thick for their mean."""
+def plot_course(results: Results, measure: str, against: str) -> Figure:
+    """Similarity after the last block along training, thin for each seed, thick for their mean.
+
+    Args:
+        results: of a study.
+        measure: of `courses.SIMILARITIES`.
+        against: `steps`, `flops` (both on a log axis that begins with zero), or `loss` (which falls to the right).
+    """
     with style():
-        figure, panels = _panels(results, "optimizer steps", "similarity after the last block")
+        figure, panels = _panels(results, ALONG[against], f"{measure.replace('_', ' ')} after the last block")
         for label, axis in panels.items():
             for series in results.series:
-                courses = [(steps, layers[:, -1]) for steps, layers in (o.course for o in results.of(series, label))]
-                for steps, last in courses:
-                    axis.plot(steps, last, color=_colour(results, series), alpha=0.35, linewidth=0.8)
-                if courses and all(steps == courses[0][0] for steps, _ in courses):
-                    mean = np.mean([last for _, last in courses], axis=0)
-                    axis.plot(courses[0][0], mean, color=_colour(results, series))
+                courses = [outcome.course for outcome in results.of(series, label)]
+                curves = [(_along(course, against), course.similarity[measure][:, -1]) for course in courses]
+                for x, y in curves:
+                    axis.plot(x, y, color=_colour(results, series), alpha=0.35, linewidth=0.8)
+                if courses and all(course.steps == courses[0].steps for course in courses):
+                    axis.plot(*np.mean(curves, axis=0), color=_colour(results, series))
+        shown = np.concatenate([_along(outcome.course, against) for outcome in results.done])
+        for axis in panels.values():
+            if against == "loss":
+                axis.invert_xaxis()
+            else:  # from zero to the first look after it on a linear scale
+                axis.set_xscale("symlog", linthresh=shown[shown > 0].min(initial=math.inf), linscale=0.5)
         _legend(figure, results)
     return figure
+
+
+def _along(course: Course, against: str) -> NDArray[np.float64]:
+    return np.asarray(getattr(course, against), dtype=np.float64)
 
 
 def _panels(results: Results, x: str, y: str) -> tuple[Figure, dict[str, Any]]:

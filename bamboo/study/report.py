@@ -10,9 +10,10 @@ import numpy as np
 from bamboo.analysis.pages import Cell, Section, Table, write_page
 
 from .claims import RULE, Judgement, judge
+from .courses import RECENT
 from .folders import DIFFERENCES, read_json, write_json
 from .pictures import plot_maps, plot_reconstructions
-from .plots import plot_layers, plot_numbers, plot_training
+from .plots import ALONG, plot_course, plot_layers, plot_numbers
 from .results import MASKED, NUMBERS, SHARES, TRAIN, UNTRAINED, WHOLE, Outcome, Results, write_tables
 
 MAIN = (
@@ -158,14 +159,26 @@ def _similarity(results: Results) -> Iterator[Section]:
         text = f"What the tokens of a sample share beyond what all samples have in common: smoothing. {INTERVALS}"
         figure = plot_numbers(results, ["excess"], before="excess_untrained")
         yield Section("Excess similarity against depth", text, figure, "excess_against_depth")
-    text = (
-        "Similarity after the last block while training goes on, on whole held-out samples whatever training masks; "
-        "thin lines are seeds."
-    )
-    yield Section("Similarity along training", text, plot_training(results), "similarity_in_training")
+    yield from _courses(results)
     text = "The same on training samples, and at the length that masked training sees. Lines are means over seeds."
     figure = plot_layers(results, {WHOLE: "-", TRAIN: ":", MASKED: "-."})
     yield Section("Training samples, and masked length", text, figure, "similarity_elsewhere")
+
+
+def _courses(results: Results) -> Iterator[Section]:
+    """Excess similarity along training, or raw similarity where a cell of an earlier version has no other."""
+    courses = [outcome.course for outcome in results.done]
+    excess = all(np.isfinite(course.similarity["excess_similarity"]).all() for course in courses)
+    measure = "excess_similarity" if excess else "token_similarity"
+    for against, name in ALONG.items():
+        if any(np.isfinite(getattr(course, against)).any() for course in courses):
+            text = (
+                f"{measure.replace('_', ' ').capitalize()} after the last block while training goes on, on whole "
+                "held-out samples whatever training masks. Thin lines are seeds, thick ones their mean. Loss is the "
+                f"mean over {RECENT} training batches, FLOPs are those of training up to there, forward and backward."
+            )
+            figure = plot_course(results, measure, against)
+            yield Section(f"Similarity along training, against {name}", text, figure, f"similarity_by_{against}")
 
 
 def _scores(results: Results) -> Iterator[Section]:

@@ -6,15 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from bamboo.analysis.profiles import Comparison, Profile
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
 
 from .changes import united
+from .courses import SIMILARITIES, Course, read_course
 from .folders import FAILED, RESULT, cell_folder, cell_state, load_stored, read_json
 from .spec import Cell, Study, check
 
@@ -26,6 +25,7 @@ NUMBERS = {
     "similarity_untrained_masked": "untrained, at masked length",
     "excess": "excess similarity",
     "excess_untrained": "untrained excess similarity",
+    "excess_moved": "excess moved in the last third",
     "effective_rank": "effective rank",
     "effective_rank_untrained": "untrained effective rank",
     "loss": "masked loss",
@@ -54,6 +54,7 @@ TRAIN = "trained, train, whole"
 MASKED = "trained, held-out, masked"
 
 STATES = ("waiting", "begun", "failed", "done")
+COURSE = ("step", "flops", "loss", "layer", *SIMILARITIES)
 LAYER = ("layer", "position", "measure", "mean", "low", "high", "n")
 
 
@@ -91,10 +92,9 @@ class Outcome:
         return {profile.label: profile for profile in Comparison.load(self.folder / "profile").profiles}
 
     @cached_property
-    def course(self) -> tuple[list[int], NDArray[np.float64]]:
-        """Steps (times,) and similarity (times, layers) along the training of a finished cell."""
-        similarity = read_json(self.folder / "training.json")["similarity"]
-        return [int(step) for step in similarity], np.asarray(list(similarity.values()))
+    def course(self) -> Course:
+        """Similarity, loss and FLOPs along the training of a finished cell."""
+        return read_course(self.folder / "training.json")
 
     @property
     def seconds(self) -> float:
@@ -193,7 +193,7 @@ def write_tables(results: Results, out: Path) -> list[Path]:
     tables = {
         "cells": pd.DataFrame(map(_row, results.outcomes), columns=[*cells, *numbers, "file"], dtype=object),
         "layers": pd.DataFrame(_layers(results), columns=["cell", "model", "samples", "length", *LAYER, "file"]),
-        "training": pd.DataFrame(_courses(results), columns=["cell", "step", "layer", "token_similarity", "file"]),
+        "training": pd.DataFrame(_courses(results), columns=["cell", *COURSE, "file"]),
         "costs": pd.DataFrame(costs),
     }
     for name, table in tables.items():
@@ -228,6 +228,8 @@ def _layers(results: Results) -> Iterator[list[Any]]:
 
 def _courses(results: Results) -> Iterator[list[Any]]:
     for done in results.done:
-        for step, layers in zip(*done.course, strict=True):
-            for layer, value in enumerate(layers.tolist()):
-                yield [done.cell.name, step, layer, value, f"cells/{done.cell.name}/training.json"]
+        steps, losses, flops, similarity = done.course
+        for time, step in enumerate(steps):
+            for layer, values in enumerate(zip(*(curves[time] for curves in similarity.values()), strict=True)):
+                row = [step, flops[time], losses[time], layer, *values]
+                yield [done.cell.name, *row, f"cells/{done.cell.name}/training.json"]

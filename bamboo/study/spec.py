@@ -57,14 +57,15 @@ class Evaluation:
     Args:
         samples: training samples, and held-out ones, that `measures` are taken of.
         measures: names or groups, as for `bamboo profile --measures`; token_similarity must be among them.
-        points: times during training at which similarity is looked at, on `point_samples` held-out samples.
+        points: times during training at which similarity is looked at, on `point_samples` held-out samples, evenly
+            spaced in log steps, for it moves most at first.
         probe_samples: training samples, and held-out ones, at most for nearest neighbours and the linear probe.
         pictures: held-out images that are reconstructed and mapped.
     """
 
     samples: int = 256
     measures: list[str] = field(default_factory=lambda: [*MEASURES])
-    points: int = 8
+    points: int = 16
     point_samples: int = 64
     probe_samples: int = 10_000
     probe_epochs: int = 50

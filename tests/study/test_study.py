@@ -240,6 +240,9 @@ def test_the_report_holds_its_parts_and_opens_in_a_browser_without_errors(out, t
     for heading in (
         "What the numbers say of the claims",
         "Similarity over depth",
+        "Similarity along training, against optimizer steps",
+        "Similarity along training, against training loss",
+        "Similarity along training, against training FLOPs",
         "Last-layer similarity against depth",
         "Accuracy against depth",
         "Reconstructions of the same images",

@@ -48,7 +48,7 @@ TINY: dict[str, Any] = {
     "evaluation": {
         "samples": 8,
         "point_samples": 4,
-        "points": 2,
+        "points": 5,
         "probe_samples": 60,
         "probe_epochs": 1,
         "pictures": 1,
