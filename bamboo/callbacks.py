@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from bamboo.errors import InputError
+from bamboo.errors import Diverged, InputError
 from bamboo.nonfinite import first_non_finite, leave_out
 from bamboo.training import TrainingModule, is_logged
 
@@ -94,7 +94,7 @@ class NonFiniteGuard(Callback):
     overflow now and then, and the scaler leaves these updates out: there the loss alone counts.
 
     Raises:
-        InputError: naming the step and the first tensor that is not finite.
+        Diverged: naming the step and the first tensor that is not finite; `InputError` where that is the batch's.
     """
 
     _noted: _Noted | None = None
@@ -131,7 +131,7 @@ class NonFiniteGuard(Callback):
         self._read(trainer, pl_module)
         for name, weight in pl_module.named_parameters():
             if not weight.isfinite().all():
-                raise InputError(f"the weight {name} is not finite after {trainer.global_step} steps{_last(trainer)}")
+                raise Diverged(f"the weight {name} is not finite after {trainer.global_step} steps{_last(trainer)}")
 
     def _note(self, trainer: Trainer, pl_module: LightningModule, bad: Tensor) -> None:
         copy = bad.to("cpu", non_blocking=True)  # into pinned memory
@@ -147,7 +147,7 @@ class NonFiniteGuard(Callback):
         assert isinstance(pl_module, TrainingModule)
         culprit = agree(first_non_finite(pl_module, noted.batch, noted.batch_idx), trainer)
         what = "a gradient" if "gradient" in culprit else "the loss"
-        raise InputError(
+        raise (InputError if culprit.startswith("the batch's") else Diverged)(
             f"{what} is not finite at step {noted.step}: the first tensor that is not is {culprit}{_last(trainer)}"
         )
 

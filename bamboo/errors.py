@@ -9,6 +9,10 @@ class InputError(ValueError):
     """Bad input from a person: the command line prints its message as one line and exits with code 2."""
 
 
+class Diverged(InputError):
+    """A run whose loss, gradients or weights are no longer finite, though its data are."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `known`, with the nearest known names as a suggestion."""
     names = sorted(known)

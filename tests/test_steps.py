@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from bamboo.analysis.monitor import SimilarityMonitor
 from bamboo.callbacks import NonFiniteGuard, Throughput
 from bamboo.compiling import compile_in_training
-from bamboo.errors import InputError
+from bamboo.errors import Diverged, InputError
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.knn import NeighbourProbe
 from bamboo.optimizers import build_optimizer
@@ -322,8 +322,10 @@ def finite(module):
 
 def test_a_bad_batch_is_named_before_it_reaches_a_weight():
     module, state = tiny_mae(), State()
-    with pytest.raises(InputError, match=r"^the loss is not finite at step 3: .* is the batch's 'image'; last good"):
+    line = r"^the loss is not finite at step 3: .* is the batch's 'image'; last good"
+    with pytest.raises(InputError, match=line) as error:
         train(module, Images(spoil={3: float("nan")}), NonFiniteGuard(), state)
+    assert not isinstance(error.value, Diverged)  # which says something of the model
     assert len(state.weights) == 4
     assert all(torch.equal(weight, state.weights[3][name]) for name, weight in module.state_dict().items())
 
@@ -374,9 +376,7 @@ def test_a_bad_weight_is_never_saved(tmp_path):
     trainer = train(module, Images(), NonFiniteGuard(), max_steps=1)
     with torch.no_grad():
         module.mae.decoder.mask_token[0, 0, 0] = float("inf")
-    with pytest.raises(
-        InputError, match=r"^the weight mae\.decoder\.mask_token is not finite after 1 steps; last good"
-    ):
+    with pytest.raises(Diverged, match=r"^the weight mae\.decoder\.mask_token is not finite after 1 steps; last good"):
         trainer.save_checkpoint(tmp_path / "bad.ckpt")
     assert not (tmp_path / "bad.ckpt").exists()
 
@@ -421,7 +421,7 @@ def bad_gradient(module):
 def test_the_first_tensor_in_running_order_is_named(spoil):
     module = tiny_mae()
     what, culprit = spoil(module)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(Diverged) as error:
         train(module, Images(), NonFiniteGuard())
     line = f"{what} is not finite at step 0: the first tensor that is not is {culprit}; last good checkpoint: "
     assert str(error.value) == line + "none was saved"

@@ -71,9 +71,9 @@ def checkpoint(folder: Path, stage: str) -> Path:
     return folder / stage / "last.ckpt"
 
 
-def write_failure(folder: Path, reason: str) -> None:
-    """Say why a cell failed."""
-    write_json(folder / FAILED, {"reason": reason})
+def write_failure(folder: Path, reason: str, diverged: bool = False) -> None:
+    """Say why a cell failed, and whether it was trained and diverged."""
+    write_json(folder / FAILED, {"reason": reason, "diverged": diverged})
 
 
 def failures(study: Study, out: Path) -> dict[str, str]:

@@ -73,7 +73,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell and what became of it: one of `STATES`, and the reason where it failed.
+    """A cell and what became of it: one of `STATES`; where it failed the reason, and whether training diverged.
 
     `numbers` were measured, by the names of `NUMBERS`, and are the same however often the study is run; `cost` is not.
     """
@@ -85,6 +85,7 @@ class Outcome:
     cost: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     device: str = ""
+    diverged: bool = False
 
     @cached_property
     def profiles(self) -> dict[str, Profile]:
@@ -123,9 +124,16 @@ class Results:
 
     def of(self, series: Series, label: str | None = None) -> list[Outcome]:
         """The finished cells of a series, of one shape or of all."""
+        return [outcome for outcome in self._at(series, label) if outcome.state == "done"]
+
+    def diverged(self, series: Series, label: str) -> list[Outcome]:
+        """The cells of a series and shape whose training diverged."""
+        return [outcome for outcome in self._at(series, label) if outcome.diverged]
+
+    def _at(self, series: Series, label: str | None) -> list[Outcome]:
         return [
             outcome
-            for outcome in self.done
+            for outcome in self.outcomes
             if (outcome.cell.objective, outcome.cell.axes) == (series.objective, series.axes)
             and label in (None, outcome.cell.label)
         ]
@@ -150,7 +158,8 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
     if state == "done":
         result = read_json(folder / RESULT)
         return Outcome(cell, folder, state, result["numbers"], result["cost"], device=result["device"])
-    return Outcome(cell, folder, state, reason=read_json(folder / FAILED)["reason"] if state == "failed" else "")
+    failure = read_json(folder / FAILED) if state == "failed" else {"reason": ""}  # which earlier versions wrote alone
+    return Outcome(cell, folder, state, reason=failure["reason"], diverged=failure.get("diverged", False))
 
 
 def merge_results(folders: Sequence[Path]) -> Results:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import gc
 import math
+import re
 import subprocess
 import time
 import traceback
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from bamboo.errors import Diverged
 from bamboo.files import atomic_write
 from bamboo.fit.compose import resolve, select
 from bamboo.workers import Report, reason_of, run_tasks
@@ -30,8 +32,8 @@ REPLACED = ("SimilarityMonitor", "ReconstructionPanel", "NeighbourProbe", "Fille
 """Callbacks of a configuration that a study does without, for it measures the same itself."""
 
 
-class NotFinite(ValueError):
-    """A cell ended with numbers that are none."""
+DIVERGED = re.compile(r"^bamboo: error: (?!.*the batch's)(.* is not finite .*)$", re.MULTILINE)
+"""What `bamboo fit` prints where it raises `Diverged`."""
 
 
 def run_cells(study: Study, cells: Sequence[Cell], out: Path, workers: int, devices: Sequence[str] = ()) -> None:
@@ -85,7 +87,7 @@ def run_cell(study: Study, cell: Cell, folder: Path) -> None:
                 _run(study, cell, folder, log)
         except Exception as error:  # whatever it is, the other cells go on
             traceback.print_exc(file=log)
-            write_failure(folder, reason_of(error))
+            write_failure(folder, reason_of(error), isinstance(error, Diverged))
 
 
 def _run(study: Study, cell: Cell, folder: Path, log: TextIO) -> None:
@@ -99,7 +101,7 @@ def _run(study: Study, cell: Cell, folder: Path, log: TextIO) -> None:
     since = time.perf_counter()
     numbers, step_cost = evaluate(study, cell, folder)
     if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
-        raise NotFinite(f"{', '.join(bad)} of the trained model is not a number")
+        raise Diverged(f"{', '.join(bad)} of the trained model: not a finite number")
     cost = step_cost | cost
     cost |= {"seconds_evaluation": time.perf_counter() - since, "cpu_seconds": time.process_time() - cpu}
     result = {
@@ -143,7 +145,7 @@ def fit(study: Study, config: dict[str, Any], folder: Path, log: TextIO) -> floa
     since = time.perf_counter()
     print(f"bamboo {' '.join(args)}", flush=True)
     if study.launch:
-        _launch([*study.launch, *args], log)
+        launch([*study.launch, *args], log)
     else:
         from bamboo.fit.lightning import run
 
@@ -196,10 +198,15 @@ def _recorders(study: Study, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _launch(command: Sequence[str], log: TextIO) -> None:
+def launch(command: Sequence[str], log: TextIO) -> None:
+    """Train by a command that prints to a log. Raises `Diverged`, or `RuntimeError` where it fails otherwise."""
     log.flush()
+    path = Path(log.name)
+    before = path.stat().st_size
     code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code:
+        if line := DIVERGED.search(path.read_bytes()[before:].decode(errors="replace")):
+            raise Diverged(line[1])
         raise RuntimeError(f"{' '.join(command[:3])} ... ended with exit code {code}: see {log.name}")
 
 

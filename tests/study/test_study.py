@@ -16,12 +16,12 @@ import pytest
 from bamboo.analysis.plots import STYLE
 from bamboo.analysis.profiles import Comparison
 from bamboo.cli import main
-from bamboo.errors import InputError
+from bamboo.errors import Diverged, InputError
 from bamboo.study.changes import add_axes
 from bamboo.study.folders import cell_folder, cell_state, failures, load_stored, store, waiting
 from bamboo.study.report import write_report
 from bamboo.study.results import NUMBERS, merge_results, read_results, write_tables
-from bamboo.study.running import run_cells, run_config, run_locked
+from bamboo.study.running import launch, run_cells, run_config, run_locked
 from tests.browser import open_page
 from tests.runs import ROOT, load
 
@@ -163,6 +163,7 @@ def test_a_failed_cell_is_reported_does_not_stop_the_others_and_is_tried_again_o
     run_cells(study, waiting(study, out), out, workers=1)
     states = {cell.objective: cell_state(cell_folder(out, cell)) for cell in study.cells()}
     assert states == {"hot": "failed", "dying": "failed", "good": "done"}
+    assert [one.diverged for one in read_results(study, out).outcomes] == [True, False, False]
     reasons = failures(study, out)
     assert "the loss is not finite at step" in reasons["hot-2x64-seed0"]
     assert "SIGKILL, most often for want of memory" in reasons["dying-2x64-seed0"]
@@ -233,6 +234,25 @@ def test_training_can_be_launched_by_a_command(tmp_path):
     broken = tiny(tmp_path, objectives={"supervised": SUPERVISED}, seeds=1, launch=["false"])
     run_here(broken, tmp_path / "broken")
     assert all("ended with exit code 1" in reason for reason in failures(broken, tmp_path / "broken").values())
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("bamboo: error: the loss is not finite at step 3: the first tensor that is not is the loss itself", Diverged),
+        (
+            "bamboo: error: the loss is not finite at step 3: the first tensor that is not is the batch's 'x'",
+            RuntimeError,
+        ),
+        ("Killed", RuntimeError),
+    ],
+)
+def test_a_launched_run_that_diverged_is_told_from_one_that_failed_otherwise(tmp_path, line, kind):
+    diverged = "bamboo: error: a gradient is not finite at step 1: the gradient of x\n"  # of an earlier try
+    (tmp_path / "log.txt").write_text(diverged)
+    with (tmp_path / "log.txt").open("a") as log, pytest.raises(kind) as error:
+        launch([sys.executable, "-c", f"import sys; print({line!r}, file=sys.stderr); sys.exit(2)"], log)
+    assert type(error.value) is kind
 
 
 def test_the_report_holds_its_parts_and_opens_in_a_browser_without_errors(out, tmp_path):
