@@ -11,8 +11,8 @@ from typing import Any
 from bamboo.errors import InputError
 
 from .budget import parse
-from .running import run_config
 from .spec import Study, axis_key
+from .stages import run_config
 
 OWN = tuple(
     f"model.init_args.{name}"

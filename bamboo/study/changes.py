@@ -78,7 +78,7 @@ def united(merged: Study, other: Study, clash: str) -> Study:
     Raises:
         InputError: `clash` and what differs, where cells of one name would not be the same in both.
     """
-    for name in ("name", "evaluation", "threads", "launch", "budget", "tune", "equal"):
+    for name in ("name", "evaluation", "margins", "known_sd", "threads", "launch", "budget", "tune", "equal"):
         if (here := getattr(merged, name)) != (there := getattr(other, name)):
             raise InputError(f"{clash}: {name} is {there}, not {here}")
     if merged.axes.keys() != other.axes.keys():

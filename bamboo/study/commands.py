@@ -201,13 +201,12 @@ def _time(seconds: float) -> str:
 
 
 def _write_report(results: "Results", out: Path) -> None:
-    from .claims import judge
+    from .judging import judge
     from .report import notes, write_report
 
     page, *_ = write_report(results, out)
     for note in notes(results):
         print(note)
     for judgement in judge(results):
-        trend = f" ({judgement.trend:+.3f} per doubling of depth, {judgement.interval})" if judgement.interval else ""
-        print(f"{judgement.claim} [{judgement.objective}]: {judgement.verdict}{trend}")
+        print(judgement)
     print(f"wrote {page}")

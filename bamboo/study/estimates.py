@@ -14,8 +14,8 @@ from bamboo.errors import InputError
 
 from .budget import flops_per_sample, parse, step_size
 from .results import read_results
-from .running import run_config
 from .spec import Cell, Study
+from .stages import run_config
 
 REACHED = 0.35
 """Share of the speed of a large matrix product that training is taken to reach; narrow models reach less."""

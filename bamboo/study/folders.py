@@ -13,7 +13,7 @@ from bamboo.files import atomic_write
 
 from .changes import united
 from .reading import study_of
-from .spec import Cell, Study, check
+from .spec import Cell, Study, check, folder_name
 
 STUDY, RESULT, FAILED, DIFFERENCES = "study.yaml", "result.json", "failed.json", "differences.json"
 
@@ -44,6 +44,22 @@ def load_stored(out: Path) -> Study:
     if not path.is_file():
         raise InputError(f"{out} holds no study: there is no {STUDY} in it")
     return study_of(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+
+
+def tuning_file(study: Study, cell: Cell, out: Path) -> Path | None:
+    """Where the choice for a cell is kept, the same for all of its seeds; None where its objective has no such key."""
+    if not study.tuned(cell):
+        return None
+    axes = [
+        f"{name.split('.')[-1]}_{value}" for name, value in cell.axes if study.stage_of(cell.objective, name) == "train"
+    ]
+    return out / "tuning" / f"{folder_name(cell.objective, cell.label, *axes)}.json"
+
+
+def chosen(study: Study, cell: Cell, out: Path) -> dict[str, Any]:
+    """The chosen values by the paths of their keys; nothing where none were chosen so far."""
+    path = tuning_file(study, cell, out)
+    return read_json(path)["chosen"] if path and path.is_file() else {}
 
 
 def waiting(study: Study, out: Path, retry: bool = False) -> list[Cell]:

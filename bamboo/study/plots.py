@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bamboo.analysis.plots import COLOURS, MARKS, style
+from bamboo.intervals import interval
 
-from .claims import interval
 from .courses import Course
 from .results import NUMBERS, SHARES, Results, Series
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from bamboo.analysis.pages import Cell, Section, Table, write_page
 
-from .claims import RULE, Judgement, judge
+from .claims import not_asked
 from .courses import RECENT
 from .folders import DIFFERENCES, read_json, write_json
+from .judging import RULE, Judgement, judge
 from .pictures import plot_maps, plot_reconstructions
 from .plots import ALONG, plot_course, plot_layers, plot_numbers
 from .results import MASKED, NUMBERS, SHARES, TRAIN, UNTRAINED, WHOLE, Outcome, Results, write_tables
@@ -26,7 +27,7 @@ MAIN = (
     "nearest_neighbours",
     "linear_probe",
 )
-LOOKS = {"holds": "good", "does not hold": "bad"}
+LOOKS = {"holds": "good", "contradicted": "bad"}
 INTERVALS = "Dots are seeds, lines their means, bars 95 % intervals of the mean over seeds (Student's t)."
 
 SCORES = {
@@ -72,18 +73,20 @@ def write_report(results: Results, out: Path) -> list[Path]:
 
 def notes(results: Results) -> list[str]:
     """What a reader must know before believing a mean: cells that failed or are not there."""
-    lines = [f"{o.cell.name} failed and is in no mean: {o.reason}" for o in results.outcomes if o.state == "failed"]
+    failed = [outcome for outcome in results.outcomes if outcome.state == "failed"]
+    fates = {True: "diverged and is in no mean, but in the claims", False: "failed and is in no mean"}
+    lines = [f"{outcome.cell.name} {fates[outcome.diverged]}: {outcome.reason}" for outcome in failed]
     missing = [outcome.cell.name for outcome in results.outcomes if outcome.state in ("waiting", "begun")]
     if missing:
         some = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
         lines.append(f"{len(missing)} cells are not finished and in no mean: {some}")
     if results.study.allow_unequal:
         lines.append(f"the shapes need not be equal in {results.study.equal} here: allow_unequal is set")
-    return [*lines, *_at_an_end(results)]
+    return [*lines, *_at_an_end(results), *not_asked(results)]
 
 
 def _sections(results: Results, judgements: Sequence[Judgement], out: Path) -> Iterator[Section]:
-    rule = f"{RULE} Similarity is that after the last block, over whole held-out samples."
+    rule = f"{RULE} Similarity is that over whole held-out samples."
     yield Section("What the numbers say of the claims", rule, table=_claims(judgements))
     if results.done:
         yield from _similarity(results)
@@ -204,15 +207,20 @@ def _pictures(results: Results) -> Iterator[Section]:
 
 
 def _claims(judgements: Sequence[Judgement]) -> Table:
-    head = ("claim", "judged on", "verdict", "trend per doubling of depth", "95 % interval", "seeds", "means by shape")
+    verdict = ("verdict", "effect", "95 % interval", "p", "p (Holm)", "margin", "seeds", "seeds needed")
+    head = ("claim", "judged on", *verdict, "of", "evidence")
     rows = [
         [
-            judgement.claim,
-            judgement.objective,
+            judgement.statement,
+            judgement.series,
             Cell(judgement.verdict, LOOKS.get(judgement.verdict, "open")),
-            "" if judgement.trend is None else f"{judgement.trend:+.3f}",
+            "" if judgement.effect is None else f"{judgement.effect:+.4f}",
             judgement.interval,
-            f"{len(judgement.seeds)} of {judgement.asked}",
+            *("" if p is None else f"{p:.4f}" for p in (judgement.p, judgement.p_holm)),
+            f"{judgement.margin:g}",
+            " and ".join(str(count) for count in dict.fromkeys(map(len, judgement.seeds.values()))),
+            judgement.seeds_needed,
+            f"{judgement.quantity}, {judgement.contrast}",
             judgement.evidence,
         ]
         for judgement in judgements

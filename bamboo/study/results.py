@@ -158,8 +158,12 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
     if state == "done":
         result = read_json(folder / RESULT)
         return Outcome(cell, folder, state, result["numbers"], result["cost"], device=result["device"])
-    failure = read_json(folder / FAILED) if state == "failed" else {"reason": ""}  # which earlier versions wrote alone
-    return Outcome(cell, folder, state, reason=failure["reason"], diverged=failure.get("diverged", False))
+    failure = read_json(folder / FAILED) if state == "failed" else {}
+    reason, diverged = (
+        failure.get("reason", ""),
+        failure.get("diverged", False),
+    )  # of which earlier versions say nothing
+    return Outcome(cell, folder, state, reason=reason, diverged=diverged)
 
 
 def merge_results(folders: Sequence[Path]) -> Results:

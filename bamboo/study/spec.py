@@ -17,6 +17,9 @@ EQUAL = ("parameters", "flops")
 UNEQUAL = 0.02
 """Shapes of a ladder may differ in what is equal by this share of the first one's."""
 
+MARGINS = {"accuracy": 0.005, "masked_accuracy": 0.005, "excess": 0.02}
+"""Numbers that claims are about, and below what size a difference is none, unless a study says otherwise."""
+
 SHORT = {
     "batch_size": "data.init_args.batch_size",
     "pool": "model.init_args.pool",
@@ -161,6 +164,8 @@ class Study:
             on several devices; by default training runs in the worker.
         allow_unequal: let shapes differ by more than 2 % in that.
         workers: cells at a time on a CPU; it does not change the result.
+        margins: by number, the size below which a difference, or a change when depth doubles, is none.
+        known_sd: by number, its standard deviation over seeds as published, for claims from one seed.
         train_samples: size of the training set, for estimates where the data are not at hand.
     """
 
@@ -178,6 +183,8 @@ class Study:
     launch: list[str] = field(default_factory=list)
     allow_unequal: bool = False
     workers: int = 2
+    margins: dict[str, float] = field(default_factory=lambda: {**MARGINS})
+    known_sd: dict[str, float] = field(default_factory=dict)
     train_samples: int | None = None
 
     def cells(self) -> list[Cell]:
@@ -216,6 +223,12 @@ class Study:
         axes = tuple((name, value) for name, value in cell.axes if self.stage_of(cell.objective, name) == "train")
         return replace(cell, axes=axes).name
 
+    def tuned(self, cell: Cell) -> dict[str, list[Any]]:
+        """The keys to tune that the training of a cell has, and their values."""
+        return {
+            name: values for name, values in self.tune.keys.items() if self.stage_of(cell.objective, name) == "train"
+        }
+
     def cell(self, number: int) -> Cell:
         """A cell by its number. Raises `InputError` where there is none."""
         cells = self.cells()
@@ -240,7 +253,7 @@ def check(study: Study) -> Study:
 
     Raises:
         InputError: where a number is not positive, shapes are not equal in parameters, an axis has a mapping as a value
-            or belongs to no objective, or cells share a name.
+            or belongs to no objective, a margin or deviation is of no number of `MARGINS`, or cells share a name.
     """
     counts = {"seeds": len(study.seeds), "threads": study.threads, "workers": study.workers}
     counts["train_samples"] = 1 if study.train_samples is None else study.train_samples
@@ -250,6 +263,12 @@ def check(study: Study) -> Study:
     for name, count in counts.items():
         if count < (least := 0 if name == "evaluation.pictures" else 1):
             raise InputError(f"{name} must be at least {least}, got {count}")
+    for field_name, sizes in (("margins", study.margins), ("known_sd", study.known_sd)):
+        for name, size in sizes.items():
+            if name not in MARGINS:
+                raise unknown(f"number of {field_name}", name, MARGINS)
+            if not 0 < size < math.inf:
+                raise InputError(f"{field_name}.{name} must be above 0, got {size}")
     _check_budget(study)
     _check_ladder(study)
     for name, values in study.axes.items():

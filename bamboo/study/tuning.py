@@ -7,33 +7,19 @@ from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
+from bamboo.errors import Diverged
 from bamboo.files import read_file
 from bamboo.workers import reason_of
 
 from .budget import budgeted
 from .changes import set_keys
-from .folders import read_json, write_json
-from .spec import Cell, Study, axis_key, folder_name
+from .folders import tuning_file, write_json
+from .spec import Cell, Study, axis_key
+from .stages import fit, locked, run_config
 
 
 class NothingChosen(ValueError):
     """No combination of values could be trained."""
-
-
-def tuning_file(study: Study, cell: Cell, out: Path) -> Path | None:
-    """Where the choice for a cell is kept, the same for all of its seeds; None where its objective has no such key."""
-    if not _keys(study, cell):
-        return None
-    axes = [
-        f"{name.split('.')[-1]}_{value}" for name, value in cell.axes if study.stage_of(cell.objective, name) == "train"
-    ]
-    return out / "tuning" / f"{folder_name(cell.objective, cell.label, *axes)}.json"
-
-
-def chosen(study: Study, cell: Cell, out: Path) -> dict[str, Any]:
-    """The chosen values by the paths of their keys; nothing where none were chosen so far."""
-    path = tuning_file(study, cell, out)
-    return read_json(path)["chosen"] if path and path.is_file() else {}
 
 
 def choose(study: Study, cell: Cell, out: Path, log: TextIO) -> None:
@@ -42,12 +28,10 @@ def choose(study: Study, cell: Cell, out: Path, log: TextIO) -> None:
     Raises:
         NothingChosen: where none of them ended with a finite loss.
     """
-    from .running import fit, locked, run_config
-
     path = tuning_file(study, cell, out)
     if path is None:
         return
-    folder, keys = path.with_suffix(""), _keys(study, cell)
+    folder, keys = path.with_suffix(""), study.tuned(cell)
     with locked(folder):
         if path.is_file():
             return
@@ -66,7 +50,7 @@ def choose(study: Study, cell: Cell, out: Path, log: TextIO) -> None:
                 run["seconds"] = fit(study, config, folder / str(number), log)
                 loss = _validation_loss(config, folder / str(number) / "last.ckpt")
                 run |= {"loss": loss} if math.isfinite(loss) else {"reason": "the validation loss is not finite"}
-            except Exception as error:  # a rate that diverges is one that is not chosen
+            except Diverged as error:  # a rate that is not chosen
                 run["reason"] = reason_of(error)
             runs.append(run)
         finite = [run for run in runs if run["loss"] is not None]
@@ -74,11 +58,6 @@ def choose(study: Study, cell: Cell, out: Path, log: TextIO) -> None:
             raise NothingChosen(f"none of the {len(runs)} combinations to tune could be trained: {runs[0]['reason']}")
         best = min(finite, key=lambda run: run["loss"])
         write_json(path, {"chosen": best["values"], "runs": runs})
-
-
-def _keys(study: Study, cell: Cell) -> dict[str, list[Any]]:
-    """The keys to tune that the objective's own training has."""
-    return {name: values for name, values in study.tune.keys.items() if study.stage_of(cell.objective, name) == "train"}
 
 
 def _validation_loss(config: dict[str, Any], checkpoint: Path) -> float:

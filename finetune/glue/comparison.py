@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from scipy.stats import ttest_ind
 
 from bamboo.errors import InputError
+from bamboo.intervals import LEVEL, holm
 
 from .scores import SCORE, Scores, bars, markdown_table, percent, write_all
 from .tasks import EIGHT, TASKS
 
 FEWEST = 3
 """Seeds of each run below which nothing is said: the spread of two says next to nothing about that of all."""
-
-LEVEL = 0.05
 
 RULE = (
     "Means over seeds. The interval is that of Welch's t-test (95 %, of each task by itself); a task differs where its "
@@ -49,7 +48,7 @@ def differences(first: Scores, second: Scores) -> pd.DataFrame:
             raise InputError(f"{name}: {words} in the other: only scores on the same examples can be compared")
         rows[name] = compare(*(side["value"].to_numpy() for side in pair))
     table = pd.DataFrame.from_dict(rows, orient="index")
-    table["p_holm"] = holm(table["p"].to_numpy())
+    table["p_holm"] = holm(table["p"])
     table["verdict"] = table.apply(_verdict, axis=1)
     return table.rename_axis("task")
 
@@ -65,14 +64,6 @@ def compare(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str
         test = ttest_ind(second, first, equal_var=False)
     low, high = test.confidence_interval(1 - LEVEL)
     return {**row, "low": low, "high": high, "p": test.pvalue}
-
-
-def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values of p corrected for their number by Holm 1979, where they are known."""
-    corrected, known = np.full(len(p), math.nan), np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * (len(order) - np.arange(len(order)))))
-    return corrected
 
 
 def _verdict(row: pd.Series) -> str:

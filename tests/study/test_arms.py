@@ -11,7 +11,7 @@ from bamboo.shapes import Patches, Shape, decoder_flops, encoder_flops
 from bamboo.study.arms import check_arms, differences
 from bamboo.study.changes import set_keys
 from bamboo.study.reading import read_study
-from bamboo.study.running import run_config
+from bamboo.study.stages import run_config
 from tests.runs import CONFIGS
 
 from .tiny import MAE, tiny, written

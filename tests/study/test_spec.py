@@ -9,7 +9,7 @@ from bamboo.errors import InputError
 from bamboo.study.changes import add_axes
 from bamboo.study.folders import load_stored, store
 from bamboo.study.reading import read_study, study_of
-from bamboo.study.running import run_config
+from bamboo.study.stages import run_config
 from tests.conftest import write_images
 from tests.runs import CONFIGS
 

@@ -21,7 +21,8 @@ from bamboo.study.changes import add_axes
 from bamboo.study.folders import cell_folder, cell_state, failures, load_stored, store, waiting
 from bamboo.study.report import write_report
 from bamboo.study.results import NUMBERS, merge_results, read_results, write_tables
-from bamboo.study.running import launch, run_cells, run_config, run_locked
+from bamboo.study.running import run_cells, run_locked
+from bamboo.study.stages import launch, run_config
 from tests.browser import open_page
 from tests.runs import ROOT, load
 

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from bamboo.finetune.glue.comparison import average, compare, comparison_table, differences, holm
+from bamboo.finetune.glue.comparison import average, compare, comparison_table, differences
 from bamboo.finetune.glue.scores import COLUMNS, Scores
 from bamboo.finetune.glue.tasks import EIGHT
+from bamboo.intervals import holm
 
 RISING = np.array([0.60, 0.62, 0.64, 0.66, 0.68])
 
@@ -34,13 +35,6 @@ def test_the_interval_and_p_are_those_of_welchs_formulas():
     assert found["p"] == pytest.approx(2 * t.sf(difference / error, freedom))
     assert found["high"] - difference == difference - found["low"] == pytest.approx(t.ppf(0.975, freedom) * error)
     assert found["seeds"] == 3
-
-
-def test_the_correction_is_that_of_holm():
-    # The example of R's p.adjust(c(.01, .04, .03, .005), "holm").
-    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm(np.array([math.nan, 0.02])) == pytest.approx([math.nan, 0.02], nan_ok=True)
-    assert holm(np.array([0.9, 0.8])) == pytest.approx([1, 1])
 
 
 VERDICTS = {
