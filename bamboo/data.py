@@ -1,7 +1,6 @@
 """What the data modules of images and of texts share: loaders that deal samples to processes and restart anywhere."""
 
 import platform
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -49,9 +48,9 @@ class SampledData(LightningDataModule):
         options = {"sampler": sampler, "persistent_workers": self.num_workers > 0, **self.loader_options()}
         return DataLoader(samples, batch_size=self.batch_size, **options)  # Lightning wants to see the name batch_size
 
-    @abstractmethod
-    def collate_fn(self) -> Callable[[list[Any]], Any]:
-        """What makes a batch of samples; worker processes get a copy of it."""
+    def collate_fn(self) -> Callable[[Any], Any]:
+        """What makes a batch of samples, which come as one if nothing else is said; worker processes get a copy."""
+        return _as_it_is
 
     # Lightning restores the loader's own state too late when something has asked for the number of steps before.
     def state_dict(self) -> dict[str, int]:
@@ -80,6 +79,10 @@ class SampledData(LightningDataModule):
             "pin_memory": on_cuda,
             "generator": generator,
         }
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
 
 
 def from_first_process(read: Callable[[], T]) -> T:

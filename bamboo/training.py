@@ -179,7 +179,7 @@ class TrainingModule(LightningModule):
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate: a pure function of the step, so that a resumed run has nothing to lose.
+        """Set the learning rate and the random streams: pure functions of the step, so a resumed run loses nothing.
 
         Under `trainer.max_time` it is one of the share of that time that has gone, or of the share of the steps where
         their end is nearer. Time starts again where a resumed run's checkpoint was saved.
@@ -193,6 +193,7 @@ class TrainingModule(LightningModule):
             group["lr"] = lr * group.get("lr_scale", 1.0)
         if is_logged(self.trainer, self.trainer.global_step + 1):
             self.log("train/lr", torch.tensor(lr))  # a number would be sent to the device, for which the host waits
+        self.seed_step(derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
 
     def on_validation_start(self) -> None:
         """Count in fp32 under any precision: bf16 counts to 256."""
@@ -200,9 +201,20 @@ class TrainingModule(LightningModule):
             if isinstance(part, Metric):
                 part.to(torch.float32)
 
-    def seed_step(self, batch_idx: int) -> None:
-        """Start the random stream of dropout anew, by the module's `seed`: a resumed run draws what it would have."""
-        torch.manual_seed(derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
+    def seed_step(self, seed: int) -> None:
+        """Start the random streams of a step anew: a resumed run draws the dropout that it would have."""
+        torch.manual_seed(seed)
+
+    def noise(self, shape: tuple[int, ...], *key: str | int) -> Tensor:
+        """Noise (B, ...) that decides the masks: this process's rows of the noise of the batch over all devices.
+
+        Samples are dealt to the processes in turn, so one process with the whole batch draws the same masks.
+        """
+        (count, *rest), world = shape, self.trainer.world_size
+        generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "mask", *key))
+        # In fp32 under any precision, for bf16 knows 256 numbers alone between 0.5 and 1.
+        noise = torch.rand(count * world, *rest, generator=generator, device=self.device, dtype=torch.float32)
+        return noise[self.trainer.global_rank :: world]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient, at the steps that are logged."""

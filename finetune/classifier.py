@@ -18,7 +18,6 @@ from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.optimizers import layer_decay_groups
 from bamboo.recipes import Recipe
-from bamboo.seeds import derive_seed
 from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import TrainingModule, plain_arguments
 from bamboo.vision.encoder import Init, encode, options_of, patches_of, shape_of
@@ -213,10 +212,8 @@ class Classifier(TrainingModule):
         if self.trainer.is_global_zero:
             print(learning_rates(self.trainer.optimizers[0].param_groups, self.peak_lr))
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate and start the random streams anew, so that a resumed run draws what it would have."""
-        super().on_train_batch_start(batch, batch_idx)
-        seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+    def seed_step(self, seed: int) -> None:
+        """Start the random streams of a step anew, those too from which timm mixes images."""
         seed_streams(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)

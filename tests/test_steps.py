@@ -236,7 +236,7 @@ def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(monkeypatch
     which this device has none, nor the guard's copy of its flag, which nobody waits for in the same step.
     """
     module = build(**options)
-    module.noise = lambda count, *_: torch.empty(count, 16, device="meta")
+    module.noise = lambda shape, *_: torch.empty(*shape, device="meta")
     assert traffic(monkeypatch, module, Images(batches=3)) == [([], [])] * 3
 
 
@@ -297,10 +297,10 @@ def test_bf16_true_trains_images_on_the_same_masks_and_counts_exactly(build):
     if build is tiny_mae:
         torch.set_default_dtype(torch.bfloat16)  # as Lightning does around a step
         try:
-            noise = module.noise(4, "train", 0, 0)
+            noise = module.noise((4, 16), "train", 0, 0)
         finally:
             torch.set_default_dtype(torch.float32)
-        assert torch.equal(noise, module.noise(4, "train", 0, 0))
+        assert torch.equal(noise, module.noise((4, 16), "train", 0, 0))
 
 
 # Numbers that are none

@@ -1,7 +1,7 @@
 """Text for masked language modelling: a packed corpus, or the English that comes with the dependencies."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from mmap import mmap
 from pathlib import Path
@@ -104,14 +104,6 @@ class TokenData(SampledData):
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out samples, each of them once over all processes."""
         return self.eval_loader(self.samples("val"))
-
-    def collate_fn(self) -> Callable[[Any], Any]:
-        """Nothing is left to be done to a batch."""
-        return _as_it_is
-
-
-def _as_it_is(batch: T) -> T:
-    return batch
 
 
 class TextData(TokenData):

@@ -39,11 +39,6 @@ class TextModule(TrainingModule):
             )
         self.tokenizer_json = data.tokenizer.to_str()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate, and start dropout's random stream anew: a resumed run draws what it would have."""
-        super().on_train_batch_start(batch, batch_idx)
-        self.seed_step(batch_idx)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer with the weights."""
         super().on_save_checkpoint(checkpoint)

@@ -10,7 +10,6 @@ from torchmetrics import MeanMetric
 from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.recipes import Recipe
-from bamboo.seeds import derive_seed
 from bamboo.shapes import find_shape
 from bamboo.text.data import TextData
 from bamboo.text.encoder import blocks_of, build_config, build_model
@@ -82,18 +81,7 @@ class MLMPretraining(TextModule):
         """The masks of a batch (B, T) of this process; `key` says which batch of which epoch it is."""
         vocabulary = Vocabulary(self.ids["mask"], self.special, self.continues)
         count = masked_count(ids.shape[1], self.mask_ratio)
-        return mask_tokens(ids, self.noise(ids.shape, *key), count, vocabulary, self.whole_words)
-
-    def noise(self, shape: torch.Size, *key: str | int) -> Tensor:
-        """Noise (B, T, 3) that decides the masks: this process's rows of the noise of the batch over all devices.
-
-        Blocks are dealt to the processes in turn, so one process with the whole batch draws the same masks.
-        """
-        world, (count, length) = self.trainer.world_size, shape
-        generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "mask", *key))
-        # In fp32 under any precision, for bf16 knows 256 numbers alone between 0.5 and 1.
-        noise = torch.rand(count * world, length, 3, generator=generator, device=self.device, dtype=torch.float32)
-        return noise[self.trainer.global_rank :: world]
+        return mask_tokens(ids, self.noise((*ids.shape, 3), *key), count, vocabulary, self.whole_words)
 
     def guess(self, batch: Mapping[str, Any], masked: Masked) -> Guesses:
         """What the model makes of a masked batch."""

@@ -10,7 +10,6 @@ from torchmetrics import MeanMetric, SumMetric
 from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.recipes import Recipe
-from bamboo.seeds import derive_seed
 from bamboo.training import TrainingModule, plain_arguments
 from bamboo.vision.data import ImageData
 from bamboo.vision.mae import build_mae
@@ -62,7 +61,8 @@ class MAEPretraining(TrainingModule):
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of byte images (B, C, H, W) under the masks of this step."""
         images = self.pixels(batch["image"])
-        noise = self.noise(len(images), stage, self.current_epoch if stage == "train" else 0, batch_idx)
+        shape, epoch = (len(images), self.mae.encoder.patch_embed.num_patches), self.current_epoch
+        noise = self.noise(shape, stage, epoch if stage == "train" else 0, batch_idx)
         skipped = {"skipped_images": torch.tensor(float(len(batch["skipped"])))} if batch.get("skipped") else {}
         return self.mae(images, noise).loss, skipped
 
@@ -75,18 +75,6 @@ class MAEPretraining(TrainingModule):
         self.val_samples.update(count)
         self.log("val/loss", self.val_loss, prog_bar=True)
         self.log("val/samples", self.val_samples)
-
-    def noise(self, count: int, *key: str | int) -> Tensor:
-        """Noise (B, N) that decides the masks: this process's rows of the noise of the batch over all devices.
-
-        Samples are dealt to the processes in turn, so one process with the whole batch draws the same masks.
-        """
-        world = self.trainer.world_size
-        generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "mask", *key))
-        patches = self.mae.encoder.patch_embed.num_patches
-        # In fp32 under any precision, for bf16 knows 256 numbers alone between 0.5 and 1.
-        noise = torch.rand(count * world, patches, generator=generator, device=self.device, dtype=torch.float32)
-        return noise[self.trainer.global_rank :: world]
 
     def flops_per_sample(self) -> int:
         """FLOPs of one training step on one image: a backward pass costs as much as two forward passes."""

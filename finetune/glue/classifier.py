@@ -136,11 +136,6 @@ class GlueClassifier(TrainingModule):
                 f"training diverged: a loss of {first:.3g} in the first step, and {last:.3g} in the last epoch"
             )
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate and start the random stream anew, so that a resumed run draws what it would have."""
-        super().on_train_batch_start(batch, batch_idx)
-        self.seed_step(batch_idx)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, by layer, and by whether there is weight decay."""
         return layer_groups(self.model, self.layer_decay, self.recipe.weight_decay, self.layer_decay_depth)

@@ -1,7 +1,6 @@
 """The data of one task of GLUE, tokenised once and batched by length."""
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -122,10 +121,6 @@ class GlueData(SampledData):
         sampler = EvalBatches(batches, self.max_tokens, *self.processes)
         return DataLoader(batches, batch_size=None, sampler=sampler, **self.loader_options())
 
-    def collate_fn(self) -> Callable[[Any], Any]:
-        """Batches come ready."""
-        return _as_it_is
-
 
 class TextFiles(GlueData):
     """Texts of one's own, for the classes of the module that reads them; batches are those of `Batches`.
@@ -190,7 +185,3 @@ def subset(examples: Examples, samples: int | None) -> Examples:
     rows = [i * count // samples for i in range(samples)]
     columns: list[Any] = [part if part is None else [part[row] for row in rows] for part in examples]
     return Examples(*columns)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
