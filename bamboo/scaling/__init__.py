@@ -1,18 +1,11 @@
 """Scaling laws of finished runs: loss against parameters and data, the best batch size, the learning rate."""
 
-from .loss import fit_loss, holdout_error
-from .optima import best_batch, fit_power_law, learning_rate_law
-from .report import analyse
-from .runs import check_runs, read_runs, tuned
-
-__all__ = [
-    "analyse",
-    "best_batch",
-    "check_runs",
-    "fit_loss",
-    "fit_power_law",
-    "holdout_error",
-    "learning_rate_law",
-    "read_runs",
-    "tuned",
-]
+from .loss import fit_loss as fit_loss
+from .loss import holdout_error as holdout_error
+from .optima import best_batch as best_batch
+from .optima import fit_power_law as fit_power_law
+from .optima import learning_rate_law as learning_rate_law
+from .report import analyse as analyse
+from .runs import check_runs as check_runs
+from .runs import read_runs as read_runs
+from .runs import tuned as tuned

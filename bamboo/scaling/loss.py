@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
-from scipy.special import huber
+from scipy.optimize import least_squares
 from tqdm.auto import tqdm
 
 from bamboo.errors import InputError
@@ -86,7 +85,7 @@ def _law(constants: Array, n: Any, d: Any) -> Array:
 def fit_loss(runs: pd.DataFrame, resamples: int = 400, seed: int = 0, delta: float = 1e-3) -> LossFit:
     """Fit the law to runs, which should differ in N and D alone (see `tuned`).
 
-    As in approach 3 of Hoffmann et al. 2022: the Huber loss of log L, by L-BFGS from a grid of starts. Sizes are taken
+    As in approach 3 of Hoffmann et al. 2022: the Huber loss of log L, a log-sum-exp, from many starts. Sizes are taken
     relative to their geometric mean, so that one grid serves all scales; all starts are first followed under a wide
     quadratic zone, then the best of them under `delta`. Intervals are percentiles over resampled runs.
 
@@ -129,24 +128,18 @@ def _check(runs: pd.DataFrame) -> list[Indices]:
 
 def _follow(points: Array, starts: Array, delta: float) -> Array:
     """(kept, 5) the best ends of the paths from the starts, best first; paths that meet count once."""
-    low, high = points[:, 2].min(), points[:, 2].max()
-    bounds = [(low + FLOOR, high + 3)] * 3 + [EXPONENTS] * 2
-    options = {"jac": True, "bounds": bounds, "options": {"maxiter": 500, "ftol": 1e-11, "gtol": 1e-8}}
-    ends = [minimize(_objective, start, (points, delta), "L-BFGS-B", **options) for start in starts]
-    ordered = np.array([end.x for end in sorted(ends, key=lambda end: end.fun)])
+    n, d, measured = points.T
+
+    def residuals(theta: Array) -> Array:
+        terms = np.full_like(n, theta[0]), theta[1] - theta[3] * n, theta[2] - theta[4] * d
+        return np.asarray(np.logaddexp.reduce(terms) - measured)
+
+    bounds = np.transpose([(measured.min() + FLOOR, measured.max() + 3)] * 3 + [EXPONENTS] * 2)
+    options = {"bounds": bounds, "loss": "huber", "f_scale": delta, "ftol": 1e-11, "xtol": 1e-10}
+    ends = [least_squares(residuals, np.clip(start, *bounds), **options) for start in starts]
+    ordered = np.array([end.x for end in sorted(ends, key=lambda end: end.cost)])
     distinct = np.unique(ordered.round(1), axis=0, return_index=True)[1]
     return ordered[np.sort(distinct)[:KEPT]]
-
-
-def _objective(theta: Array, points: Array, delta: float) -> tuple[float, Array]:
-    """Mean Huber loss of log L over `delta`, and its gradient; log L is a log-sum-exp (Hoffmann et al. 2022)."""
-    n, d, measured = points.T
-    terms = np.stack([np.full_like(n, theta[0]), theta[1] - theta[3] * n, theta[2] - theta[4] * d])
-    total = np.logaddexp.reduce(terms)
-    residual = total - measured
-    pull = residual.clip(-delta, delta) / (delta * len(n)) * np.exp(terms - total)
-    gradient = np.array([*pull.sum(1), -pull[1] @ n, -pull[2] @ d])
-    return float(huber(delta, residual).mean() / delta), gradient
 
 
 class Holdout(NamedTuple):

@@ -9,7 +9,6 @@ from scipy import optimize, stats
 
 from bamboo.errors import InputError
 from bamboo.scaling import best_batch, check_runs, fit_loss, fit_power_law, holdout_error, learning_rate_law, tuned
-from bamboo.scaling.loss import _objective
 
 CHINCHILLA = (1.69, 406.4, 410.7, 0.34, 0.28)  # Hoffmann et al. 2022, equation 10
 LARGER = (7e10, 1.4e12)
@@ -78,15 +77,6 @@ def test_the_wide_quadratic_zone_is_least_squares():
         lambda theta: np.log(law(np.exp(theta), n, d) / losses), np.log(CHINCHILLA), x_scale="jac", xtol=1e-14
     )
     assert fit.constants[0, [0, 3, 4]] == pytest.approx(np.exp(found.x)[[0, 3, 4]], rel=1e-3)
-
-
-def test_the_gradient_of_the_objective_is_that_of_finite_differences():
-    points = np.random.default_rng(0).normal(size=(9, 3))
-    theta = np.array([-0.5, 0.2, -0.3, 0.4, 0.7])
-    for delta in (1e-2, 10.0):
-        _, gradient = _objective(theta, points, delta)
-        numeric = optimize.approx_fprime(theta, lambda t, delta=delta: _objective(t, points, delta)[0], 1e-7)
-        assert gradient == pytest.approx(numeric, rel=1e-3, abs=1e-5)
 
 
 def test_the_best_split_of_compute_is_the_lowest_of_all_splits(exact):

@@ -36,7 +36,7 @@ def tiny(**options):
 )
 def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(corpus, monkeypatch, options):
     module = tiny(**options)
-    module.noise = lambda shape, *_: torch.empty(*shape, 3, device="meta")
+    module.noise = lambda shape, *_: torch.empty(*shape, device="meta")
     data = PackedCorpus(str(corpus), block_length=32, batch_size=8)
     assert traffic(monkeypatch, module, data, limit_train_batches=5) == [([], [])] * 5
 
