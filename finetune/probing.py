@@ -94,6 +94,20 @@ def probe_accuracies(
     return torch.stack(right).sum(dim=0).cpu() / len(test.labels)
 
 
+def project(features: Tensor, width: int) -> Tensor:
+    """Features (..., D) through one random matrix (D, width) of N(0, 1 / width), the same for all features of D.
+
+    So features of different D are compared at one width. Those of `width` or less are given back as they are.
+    """
+    own = features.shape[-1]
+    if own <= width:
+        return features
+    generator = torch.Generator().manual_seed(derive_seed("projection", own, width))
+    matrix = torch.randn(own, width, generator=generator) / width**0.5
+    projected: Tensor = features @ matrix.to(features.device)
+    return projected
+
+
 def best_layer(train: LayerFeatures, device: torch.device, epochs: int = 50, seed: int = 0) -> int:
     """The layer whose classifier is best on a fifth of the training samples, which is held out by the seed.
 

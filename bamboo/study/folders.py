@@ -15,7 +15,8 @@ from .changes import united
 from .reading import study_of
 from .spec import Cell, Study, check, folder_name
 
-STUDY, RESULT, FAILED, DIFFERENCES = "study.yaml", "result.json", "failed.json", "differences.json"
+STUDY, RESULT, FAILED, LAYERS = "study.yaml", "result.json", "failed.json", "layers.json"
+DIFFERENCES = "differences.json"
 
 
 def extended(study: Study, out: Path) -> Study:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from bamboo.analysis.plots import COLOURS, MARKS, style
@@ -20,23 +20,24 @@ APART = 0.03
 SCALED = {"step_seconds": (1e3, "milliseconds of a step"), "activation_bytes": (1e-6, "MB kept for the backward pass")}
 """Costs of a step: the factor that they are shown with, and their unit."""
 ALONG = {"steps": "optimizer steps", "loss": "training loss", "flops": "training FLOPs"}
+PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 1):g} %")
 
 
-def plot_numbers(results: Results, names: Sequence[str], before: str | None = None) -> Figure:
-    """Numbers against depth, a panel each: dots are seeds, lines their means, bars 95 % intervals of the mean.
+def plot_numbers(results: Results, names: Sequence[str]) -> Figure:
+    """Numbers (or costs of `SCALED`) against depth, a panel each: dots are seeds, lines their means.
 
-    Args:
-        results: of a study.
-        names: of numbers, or of `SCALED`.
-        before: name of the same number of untrained models, dashed.
+    Bars are 95 % intervals of the mean. Dashed is the same number of untrained models, where there is one.
     """
+    columns, rows = min(len(names), 3), math.ceil(len(names) / 3)
     with style():
-        figure = Figure(figsize=(0.8 + 3.1 * max(len(names), 1.6), 3.4), layout="constrained")
-        for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        figure = Figure(figsize=(0.8 + 3.1 * max(columns, 1.6), 0.6 + 2.8 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis in axes[len(names) :]:
+            axis.remove()
+        for axis, name in zip(axes, names, strict=False):
             shown: list[float] = []
             for place, series in enumerate(results.series):
-                if before:
-                    shown += _draw_means(axis, results, series, before, 1, "--")
+                shown += _draw_means(axis, results, series, f"{name}_untrained", 1, "--")
                 shown += _draw_means(axis, results, series, name, 1 + APART * place, "-")
             _depth_axis(axis, results)
             _limits(axis, name, shown)
@@ -53,6 +54,8 @@ def _draw_means(axis: Any, results: Results, series: Series, name: str, shift: f
         for label, shape in results.study.shapes.items()
     )
     points = sorted((x, values) for x, values in by_shape if values)
+    if not points:
+        return []
     axis.plot(
         [x for x, _ in points], [np.mean(y) for _, y in points], dash, color=colour, alpha=0.7 + 0.3 * (dash == "-")
     )
@@ -67,11 +70,11 @@ def _draw_means(axis: Any, results: Results, series: Series, name: str, shift: f
 def _limits(axis: Any, name: str, shown: Sequence[float]) -> None:
     """Room for what was measured; an interval that is far wider, as of two seeds, runs out of the picture."""
     if name in SHARES:
-        axis.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g} %")
+        axis.yaxis.set_major_formatter(PERCENT)
     if not shown:
         return
     low, high = min(shown), max(shown)
-    if name in ("similarity", "excess"):
+    if name.startswith(("similarity", "excess")):
         axis.set_ylim(min(low, 0), 1.02)
     elif name in SCALED:
         axis.set_ylim(0, 1.15 * high)
@@ -88,32 +91,41 @@ def _depth_axis(axis: Any, results: Results) -> None:
     axis.set_xlabel("depth × width, at equal parameters")
 
 
-def plot_layers(results: Results, dashes: Mapping[str, str]) -> Figure:
-    """Token similarity by block, a panel for each shape: means over seeds, with a band of all seeds if solid.
+def plot_layers(results: Results, rows: Mapping[str, Mapping[str, str]]) -> Figure:
+    """Measures by relative depth, a row of panels each, a panel for each shape: means over seeds, and bands of all.
 
     Args:
         results: of a study.
-        dashes: labels of profiles, and the style of their lines.
+        rows: measures or probes; of each the labels of profiles, and the style of their lines; solid ones have bands.
     """
+    drawn: dict[str, str] = {}
     with style():
-        figure, panels = _panels(results, "block", "token similarity")
-        for label, axis in panels.items():
-            for series in results.series:
-                for profile, dash in dashes.items():
-                    curves = _curves(results, series, label, profile)
-                    if len(curves):
-                        axis.plot(curves.mean(0), dash, color=_colour(results, series))
-                    if len(curves) and dash == "-":
-                        ends, colour = (curves.min(0), curves.max(0)), _colour(results, series)
-                        axis.fill_between(range(curves.shape[1]), *ends, color=colour, alpha=0.18, linewidth=0)
-        _legend(figure, results, dashes)
+        figure, panels = _panels(results, "relative depth", [name.replace("_", " ") for name in rows])
+        for (measure, dashes), line in zip(rows.items(), panels, strict=True):
+            for label, axis in line.items():
+                if measure in SHARES:
+                    axis.yaxis.set_major_formatter(PERCENT)
+                for series in results.series:
+                    for profile, dash in dashes.items():
+                        curves = _curves(results, series, label, measure, profile)
+                        if len(curves):
+                            _draw_layers(axis, curves, dash, _colour(results, series))
+                            drawn[profile] = dash
+        _legend(figure, results, drawn)
     return figure
 
 
-def _curves(results: Results, series: Series, label: str, profile: str) -> NDArray[np.float64]:
-    """Token similarity (seeds, layers) of the finished cells that have a profile."""
-    profiles = [outcome.profiles for outcome in results.of(series, label)]
-    return np.array([found[profile].curve("token_similarity").mean for found in profiles if profile in found])
+def _draw_layers(axis: Any, curves: NDArray[np.float64], dash: str, colour: str) -> None:
+    depth = np.linspace(0, 1, curves.shape[1])
+    axis.plot(depth, curves.mean(0), dash, color=colour)
+    if dash == "-":
+        axis.fill_between(depth, curves.min(0), curves.max(0), color=colour, alpha=0.18, linewidth=0)
+
+
+def _curves(results: Results, series: Series, label: str, measure: str, profile: str) -> NDArray[np.float64]:
+    """A measure (seeds, layers) of the finished cells that have it."""
+    curves = (outcome.curve(measure, profile) for outcome in results.of(series, label))
+    return np.array([curve for curve in curves if curve is not None])
 
 
 def plot_course(results: Results, measure: str, against: str) -> Figure:
@@ -125,7 +137,7 @@ def plot_course(results: Results, measure: str, against: str) -> Figure:
         against: `steps`, `flops` (both on a log axis that begins with zero), or `loss` (which falls to the right).
     """
     with style():
-        figure, panels = _panels(results, ALONG[against], f"{measure.replace('_', ' ')} after the last block")
+        figure, (panels,) = _panels(results, ALONG[against], [f"{measure.replace('_', ' ')} after the last block"])
         for label, axis in panels.items():
             for series in results.series:
                 courses = [outcome.course for outcome in results.of(series, label)]
@@ -148,17 +160,19 @@ def _along(course: Course, against: str) -> NDArray[np.float64]:
     return np.asarray(getattr(course, against), dtype=np.float64)
 
 
-def _panels(results: Results, x: str, y: str) -> tuple[Figure, dict[str, Any]]:
-    """A figure with a panel for each shape, by its label."""
+def _panels(results: Results, x: str, rows: Sequence[str]) -> tuple[Figure, list[dict[str, Any]]]:
+    """A figure with a row of panels for each name of a y axis, and in it a panel for each shape, by its label."""
     labels = list(results.study.shapes)
-    figure = Figure(figsize=(1.2 + 2.7 * len(labels), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
-    for axis, label in zip(axes, labels, strict=True):
-        axis.set(title=_title(results, label), xlabel=x)
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes[0].set(ylabel=y, ylim=(None, 1.02))
-    axes[0].update_datalim([(0, 0)])  # zero is in the picture
-    return figure, dict(zip(labels, axes, strict=True))
+    figure = Figure(figsize=(1.2 + 2.7 * len(labels), 0.8 + 2.6 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(labels), sharex="col", sharey="row", squeeze=False)
+    for y, axes in zip(rows, grid, strict=True):
+        axes[0].set(ylabel=y)
+        axes[0].update_datalim([(0, 0)])  # zero is in the picture
+    for label, column in zip(labels, grid.T, strict=True):
+        column[0].set(title=_title(results, label))
+        column[-1].set(xlabel=x)
+        column[-1].xaxis.set_major_locator(MaxNLocator(5, integer=x != "relative depth"))
+    return figure, [dict(zip(labels, axes, strict=True)) for axes in grid]
 
 
 def _legend(figure: Figure, results: Results, dashes: Mapping[str, str] = {}) -> None:

@@ -15,18 +15,14 @@ from .folders import DIFFERENCES, read_json, write_json
 from .judging import RULE, Judgement, judge
 from .pictures import plot_maps, plot_reconstructions
 from .plots import ALONG, plot_course, plot_layers, plot_numbers
-from .results import MASKED, NUMBERS, SHARES, TRAIN, UNTRAINED, WHOLE, Outcome, Results, write_tables
+from .results import FINETUNED, NUMBERS, SHARES, TRAIN, UNTRAINED, VISIBLE, WHOLE, Outcome, Results, write_tables
 
 MAIN = (
-    "similarity",
-    "excess",
-    "effective_rank",
-    "loss",
-    "masked_accuracy",
-    "accuracy",
-    "nearest_neighbours",
-    "linear_probe",
+    *("similarity", "excess", "excess_visible", "excess_finetuned", "effective_rank"),
+    *("loss", "masked_accuracy", "accuracy"),
+    *("nearest_neighbours_projected", "linear_probe", "linear_probe_projected"),
 )
+EXCESS = ("excess", "excess_before_last", "excess_normed", "excess_visible", "excess_finetuned")
 LOOKS = {"holds": "good", "contradicted": "bad"}
 INTERVALS = "Dots are seeds, lines their means, bars 95 % intervals of the mean over seeds (Student's t)."
 
@@ -38,9 +34,13 @@ SCORES = {
     ),
     "Frozen features against depth": (
         "frozen_features",
-        ["nearest_neighbours", "linear_probe", "effective_rank"],
+        [
+            *("nearest_neighbours", "linear_probe", "effective_rank"),
+            *("nearest_neighbours_projected", "linear_probe_projected"),
+        ],
         "The encoder before any fine-tuning: nearest neighbours after the final norm, the best layer for a linear "
-        "probe, and the effective rank of the tokens of a sample after the last block.",
+        "probe, both also on features that one fixed random matrix projects to the narrowest shape's width, and the "
+        "effective rank of the tokens of a sample after the last block.",
     ),
     "The masked objective against depth": (
         "masked_objective",
@@ -149,23 +149,32 @@ def _tried(run: Mapping[str, Any]) -> list[str]:
 
 
 def _similarity(results: Results) -> Iterator[Section]:
+    smoothing = "excess_similarity" if results.has("excess") else "token_similarity"
+    rows = {smoothing: {WHOLE: "-", UNTRAINED: "--", FINETUNED: ":"}}
+    if results.has("linear_probe"):
+        rows["linear_probe"] = {WHOLE: "-"}
     text = (
-        "Mean cosine of all pairs of tokens after each block, over whole held-out samples. Lines are means over seeds, "
-        "bands reach from the lowest seed to the highest. Dashed: before training."
+        "What the tokens of a held-out sample share after each block beyond what all samples have in common, and how "
+        "often a linear probe of that layer's features is right. Lines are means over seeds, bands reach from the "
+        "lowest seed to the highest."
     )
-    figure = plot_layers(results, {WHOLE: "-", UNTRAINED: "--"})
+    yield Section("Smoothing and probes, layer by layer", text, plot_layers(results, rows), "layers")
+    if excess := [name for name in EXCESS if results.has(name)]:
+        text = f"After the last block, whole samples, where nothing else is said. {INTERVALS} Dashed: before training."
+        yield Section("Excess similarity against depth", text, plot_numbers(results, excess), "excess_against_depth")
+    text = (
+        "Mean cosine of all pairs of tokens after each block, over whole held-out samples, whatever all samples have "
+        "in common included. Lines are means over seeds, bands reach from the lowest seed to the highest."
+    )
+    figure = plot_layers(results, {"token_similarity": {WHOLE: "-", UNTRAINED: "--"}})
     yield Section("Similarity over depth", text, figure, "similarity_over_depth")
     text = f"Similarity after the last block of each shape, at equal parameters. {INTERVALS} Dashed: before training."
-    figure = plot_numbers(results, ["similarity"], before="similarity_untrained")
+    figure = plot_numbers(results, ["similarity"])
     yield Section("Last-layer similarity against depth", text, figure, "similarity_against_depth")
-    if results.has("excess"):
-        text = f"What the tokens of a sample share beyond what all samples have in common: smoothing. {INTERVALS}"
-        figure = plot_numbers(results, ["excess"], before="excess_untrained")
-        yield Section("Excess similarity against depth", text, figure, "excess_against_depth")
     yield from _courses(results)
-    text = "The same on training samples, and at the length that masked training sees. Lines are means over seeds."
-    figure = plot_layers(results, {WHOLE: "-", TRAIN: ":", MASKED: "-."})
-    yield Section("Training samples, and masked length", text, figure, "similarity_elsewhere")
+    text = "The same as above on training samples, and on the share of patches that masked training sees."
+    figure = plot_layers(results, {smoothing: {WHOLE: "-", TRAIN: ":", VISIBLE: "-."}})
+    yield Section("Training samples, and the visible share", text, figure, "similarity_elsewhere")
 
 
 def _courses(results: Results) -> Iterator[Section]:
@@ -258,13 +267,15 @@ def _show(name: str, value: float) -> str:
 def _cells(results: Results, out: Path) -> Table:
     names = [name for name in NUMBERS if results.has(name)]
     rows = [_cell(outcome, names, out) for outcome in results.outcomes]
-    return Table(["cell", "state", *(NUMBERS[name] for name in names), "ms per step", "seconds"], rows)
+    costs = ["FLOPs of training", "of what follows", "ms per step", "seconds"]
+    return Table(["cell", "state", *(NUMBERS[name] for name in names), *costs], rows)
 
 
 def _cell(outcome: Outcome, names: Sequence[str], out: Path) -> list[Cell]:
     folder = outcome.folder.relative_to(out) if outcome.folder.is_relative_to(out) else outcome.folder
     link = f"{folder}/result.json" if outcome.state == "done" else ""
     texts = [_show(name, outcome.numbers[name]) if name in outcome.numbers else "" for name in names]
+    texts += [f"{outcome.cost[name]:.3g}" if name in outcome.cost else "" for name in ("flops_train", "flops_then")]
     texts.append(f"{1000 * outcome.cost['step_seconds']:.1f}" if "step_seconds" in outcome.cost else "")
     texts.append(f"{outcome.seconds:.0f}" if outcome.cost else "")
     look = "failed" if outcome.state == "failed" else ""

@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bamboo.analysis.profiles import Comparison, Profile
 from bamboo.errors import InputError
@@ -14,18 +16,20 @@ from bamboo.files import atomic_write
 
 from .changes import united
 from .courses import SIMILARITIES, Course, read_course
-from .folders import FAILED, RESULT, cell_folder, cell_state, load_stored, read_json
+from .folders import FAILED, LAYERS, RESULT, cell_folder, cell_state, load_stored, read_json
 from .spec import Cell, Study, check
 
 NUMBERS = {
     "similarity": "similarity",
     "similarity_untrained": "untrained",
-    "similarity_train": "on training samples",
-    "similarity_masked": "at masked length",
-    "similarity_untrained_masked": "untrained, at masked length",
     "excess": "excess similarity",
     "excess_untrained": "untrained excess similarity",
     "excess_moved": "excess moved in the last third",
+    "excess_before_last": "excess before the last block",
+    "excess_normed": "excess after the final norm",
+    "excess_visible": "excess of the visible share",
+    "excess_visible_untrained": "untrained excess of the visible share",
+    "excess_finetuned": "excess after fine-tuning",
     "effective_rank": "effective rank",
     "effective_rank_untrained": "untrained effective rank",
     "loss": "masked loss",
@@ -33,9 +37,13 @@ NUMBERS = {
     "most_frequent_token": "by the most frequent token",
     "accuracy": "accuracy",
     "nearest_neighbours": "nearest neighbours",
+    "nearest_neighbours_projected": "nearest neighbours at equal width",
     "linear_probe": "linear probe",
+    "linear_probe_projected": "linear probe at equal width",
     "linear_probe_layer": "its layer",
     "linear_probe_last": "linear probe, last layer",
+    "projected_width": "equal width",
+    "parameters": "parameters",
     "encoder_parameters": "encoder parameters",
     "activation_bytes": "bytes kept for the backward pass",
 }
@@ -43,7 +51,8 @@ NUMBERS = {
 
 SHARES = (
     *("accuracy", "masked_accuracy", "most_frequent_token"),
-    *("nearest_neighbours", "linear_probe", "linear_probe_last"),
+    *("nearest_neighbours", "nearest_neighbours_projected"),
+    *("linear_probe", "linear_probe_projected", "linear_probe_last"),
 )
 """Numbers that are shown in percent."""
 
@@ -51,7 +60,9 @@ SHARES = (
 UNTRAINED = "untrained, held-out, whole"
 WHOLE = "trained, held-out, whole"
 TRAIN = "trained, train, whole"
-MASKED = "trained, held-out, masked"
+VISIBLE = "trained, held-out, visible"
+VISIBLE_UNTRAINED = "untrained, held-out, visible"
+FINETUNED = "fine-tuned, held-out, whole"
 
 STATES = ("waiting", "begun", "failed", "done")
 COURSE = ("step", "flops", "loss", "layer", *SIMILARITIES)
@@ -96,6 +107,19 @@ class Outcome:
     def course(self) -> Course:
         """Similarity, loss and FLOPs along the training of a finished cell."""
         return read_course(self.folder / "training.json")
+
+    @cached_property
+    def probes(self) -> dict[str, list[float]]:
+        """Accuracy of the linear probe of each layer, by the name of its number; of texts there are none."""
+        path = self.folder / LAYERS
+        return read_json(path) if path.is_file() else {}
+
+    def curve(self, measure: str, label: str) -> NDArray[np.float64] | None:
+        """A measure, or probe of the trained encoder, by layer (layers,); None where the cell has none."""
+        if measure in self.probes and label == WHOLE:
+            return np.asarray(self.probes[measure])
+        profile = self.profiles.get(label)
+        return profile.curve(measure).mean if profile and profile.has(measure) else None
 
     @property
     def seconds(self) -> float:
@@ -201,7 +225,8 @@ def _better(known: Outcome, other: Outcome) -> Outcome:
 def write_tables(results: Results, out: Path) -> list[Path]:
     """Write cells.csv, layers.csv and training.csv, the same for every run of a study, and costs.csv, which is not."""
     numbers = [name for name in NUMBERS if results.has(name)]
-    cells = ["cell", "objective", "shape", "depth", "width", "heads", *results.study.axes, "seed", "state", "reason"]
+    cells = ["cell", "objective", "shape", "depth", "width", "heads", "block_parameters"]
+    cells += [*results.study.axes, "seed", "state", "reason"]
     costs = [{"cell": done.cell.name, "device": done.device, **done.cost} for done in results.done]
     tables = {
         "cells": pd.DataFrame(map(_row, results.outcomes), columns=[*cells, *numbers, "file"], dtype=object),
@@ -224,6 +249,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "depth": shape.depth,
         "width": shape.width,
         "heads": shape.heads,
+        "block_parameters": shape.parameters,
         **dict(cell.axes),
         "seed": cell.seed,
         "state": outcome.state,
@@ -237,6 +263,10 @@ def _layers(results: Results) -> Iterator[list[Any]]:
     for done in results.done:
         for label, *row in Comparison.load(done.folder / "profile").to_pandas().itertuples(index=False):
             yield [done.cell.name, *label.split(", "), *row, f"cells/{done.cell.name}/profile/profile.csv"]
+        for measure, accuracies in done.probes.items():
+            for layer, accuracy in enumerate(accuracies):
+                row = [layer, "stream", measure, accuracy]
+                yield [done.cell.name, *WHOLE.split(", "), *row, "", "", "", f"cells/{done.cell.name}/{LAYERS}"]
 
 
 def _courses(results: Results) -> Iterator[list[Any]]:

@@ -29,6 +29,7 @@ def measure(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, Profile],
     module.load_state_dict(read_file(checkpoint(folder, "train"))["state_dict"])
     (logged,) = cli.trainer.validate(module, data, verbose=False)
     numbers = {name: float(logged[metric]) for metric, name in METRICS[study.objectives[cell.objective].kind].items()}
+    numbers["parameters"] = sum(p.numel() for p in module.parameters())
     encoder: Any = find_encoder(module)  # with its prediction head, where it has one
     numbers["encoder_parameters"] = sum(p.numel() for p in getattr(encoder, "base_model", encoder).parameters())
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")

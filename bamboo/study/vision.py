@@ -9,44 +9,62 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from bamboo.analysis.maps import similarity_maps
 from bamboo.analysis.model_sources import open_model
 from bamboo.analysis.profiles import Profile
 from bamboo.analysis.profiling import profile
-from bamboo.checkpoints import load_classifier, load_mae, pixel_scale
+from bamboo.checkpoints import load_classifier, load_mae, pixel_scale, read_file
 from bamboo.files import atomic_write
-from bamboo.finetune.knn import collect, mean_patch_features, nearest_neighbour_accuracy
-from bamboo.finetune.probing import best_layer, layer_features, probe_accuracies
 from bamboo.seeds import derive_seed
 from bamboo.vision.data import ImageData
 from bamboo.vision.reconstruction import reconstruct
 
-from .folders import checkpoint
+from .folders import LAYERS, checkpoint, write_json
+from .probes import probe
+from .results import FINETUNED, TRAIN, UNTRAINED, VISIBLE, VISIBLE_UNTRAINED, WHOLE
 from .spec import Cell, Evaluation, Study
+
+MASK_RATIO = 0.75
+"""Of masked training, where a study has none or says nothing else: that of He et al. 2022."""
 
 Loader = Iterable[Mapping[str, Any]]
 
 
 def measure(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, Profile], dict[str, float]]:
-    """Profiles of the untrained and the trained encoder, and numbers of both its stages; `pictures.npz` is written."""
+    """Profiles of the encoder before, after and between its stages, and numbers of them.
+
+    Accuracies of probes by layer are written to `layers.json`, and `pictures.npz`.
+    """
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "train.yaml"))
     data, last, settings = open_data(config["data"]), checkpoint(folder, "train"), study.evaluation
     objective = study.objectives[cell.objective]
     masked = objective.kind == "masked"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    mask_ratio = float(config["model"]["init_args"].get("mask_ratio", 0.75)) if masked else 0.0
-    profiles = _profiles(folder, data, settings, mask_ratio, device)
-    numbers = _probes(last, data, settings, cell.seed, device)
-    numbers["encoder_parameters"] = sum(p.numel() for p in open_model(str(last)).model.parameters())
+    profiles = _profiles(folder, data, settings, mask_ratio(study, cell.objective, config), device)
+    width = min(shape.width for shape in study.shapes.values())
+    numbers, layers = probe(last, data, settings, width, cell.seed, device)
+    write_json(folder / LAYERS, layers)
+    numbers["parameters"] = _count(load_mae(last) if masked else load_classifier(last)[0])
+    numbers["encoder_parameters"] = _count(open_model(str(last)).model)
     if masked:
         numbers["loss"] = reconstruction_loss(last, data.val_dataloader(), cell.seed, device)
     if not masked or objective.then:
-        numbers["accuracy"] = accuracy(checkpoint(folder, "then" if masked else "train"), data.val_dataloader(), device)
+        stage = "then" if objective.then else "train"
+        numbers["accuracy"] = accuracy(checkpoint(folder, stage), data.val_dataloader(), device)
     if settings.pictures:
         _save_pictures(folder, last, data, settings.pictures, masked, cell.seed)
     return profiles, numbers
+
+
+def mask_ratio(study: Study, objective: str, config: Mapping[str, Any]) -> float:
+    """Share of patches that the visible share is without: that of the cell's own `config`, if it is trained on masked
+    images, else of the first objective of the study that is."""
+    masked = [other.config for other in study.objectives.values() if other.kind == "masked"]
+    configs = [config] if study.objectives[objective].kind == "masked" else masked
+    ratios = [configuration["model"]["init_args"].get("mask_ratio", MASK_RATIO) for configuration in configs]
+    return float(ratios[0]) if ratios else MASK_RATIO
 
 
 def open_data(config: Mapping[str, Any]) -> ImageData:
@@ -56,49 +74,37 @@ def open_data(config: Mapping[str, Any]) -> ImageData:
     return data
 
 
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def _profiles(
-    folder: Path, data: ImageData, settings: Evaluation, mask_ratio: float, device: torch.device
+    folder: Path, data: ImageData, settings: Evaluation, hidden: float, device: torch.device
 ) -> dict[str, Profile]:
-    """Of the untrained and the trained encoder, on training and held-out images, whole and masked."""
+    """Of the encoder untrained, trained and fine-tuned, on whole images and on what a mask leaves of them."""
     train, held_out = data.probe_loaders(settings.samples)
-    lengths = {"whole": 0.0, "masked": mask_ratio} if mask_ratio else {"whole": 0.0}
-    profiles: dict[str, Profile] = {}
-    for when, state, splits in (
-        ("untrained", "start", {"held-out": held_out}),
-        ("trained", "last", {"train": train, "held-out": held_out}),
-    ):
-        model = open_model(str(folder / "train" / f"{state}.ckpt")).model.to(device)
-        for split, loader in splits.items():
-            for length, ratio in lengths.items():
-                label = f"{when}, {split}, {length}"
-                profiles[label] = profile(model, loader, settings.measures, mask_ratio=ratio)
-    return profiles
-
-
-@torch.no_grad()
-def _probes(source: Path, data: ImageData, settings: Evaluation, seed: int, device: torch.device) -> dict[str, float]:
-    """Nearest neighbours after the final norm, and linear probes; none where there are no classes.
-
-    The best layer is chosen on held-out training images.
-    """
-    if not data.num_classes:
-        return {}
-    encoder: Any = open_model(str(source)).model.to(device)
-    scale = pixel_scale(source).to(device)
-    loaders = data.probe_loaders(settings.probe_samples)
-    train, test = (
-        collect(lambda images: mean_patch_features(encoder, scale(images)), loader, device) for loader in loaders
-    )
-    features = [layer_features(encoder, scale, loader, device) for loader in loaders]
-    with torch.enable_grad():
-        by_layer = probe_accuracies(features[0], features[1], device, settings.probe_epochs, seed)
-        best = best_layer(features[0], device, settings.probe_epochs, seed)
-    return {
-        "nearest_neighbours": nearest_neighbour_accuracy(train, test),
-        "linear_probe": float(by_layer[best]),
-        "linear_probe_layer": best,
-        "linear_probe_last": float(by_layer[-1]),
+    start, last, finetuned = folder / "train" / "start.ckpt", checkpoint(folder, "train"), checkpoint(folder, "then")
+    plan = {
+        UNTRAINED: (start, held_out, 0.0),
+        VISIBLE_UNTRAINED: (start, held_out, hidden),
+        WHOLE: (last, held_out, 0.0),
+        VISIBLE: (last, held_out, hidden),
+        TRAIN: (last, train, 0.0),
+        FINETUNED: (finetuned, held_out, 0.0),
     }
+    return {
+        label: profile(_encoder(source).to(device), loader, settings.measures, mask_ratio=ratio)
+        for label, (source, loader, ratio) in plan.items()
+        if source.is_file()  # not every objective has fine-tuning
+    }
+
+
+def _encoder(source: Path) -> nn.Module:
+    """The encoder of a checkpoint; where the norm comes after the mean over patches, it has none for its tokens."""
+    model: nn.Module = open_model(str(source)).model
+    if read_file(source)["hyper_parameters"].get("pool") == "avg":
+        model.norm = nn.Identity()
+    return model
 
 
 @torch.no_grad()

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from sklearn.random_projection import GaussianRandomProjection
 
 from bamboo.finetune import commands, probing
-from bamboo.finetune.probing import LayerFeatures, best_layer, probe_accuracies
-from bamboo.study import vision
+from bamboo.finetune.probing import LayerFeatures, best_layer, probe_accuracies, project
+from bamboo.study import probes
 from bamboo.study.spec import Evaluation
 
 CPU = torch.device("cpu")
@@ -63,7 +65,7 @@ def test_the_best_layer_is_chosen_on_held_out_training_samples():
 def split(monkeypatch):
     """`misleading` in place of the features of an encoder of two blocks."""
     features = misleading()
-    for module in (probing, vision):
+    for module in (probing, probes):
         monkeypatch.setattr(module, "layer_features", lambda model, scale, split, device: features[split])
     return features
 
@@ -78,10 +80,41 @@ def test_the_command_and_the_studies_report_the_layer_that_training_images_choos
     commands.probe("encoder", data="digits", out=tmp_path, epochs=20)
     assert f"best at layer 1 of 2 on held-out training images, where {accuracies[1]:.2%}" in capsys.readouterr().out
     opened = SimpleNamespace(model=torch.nn.Identity())
-    monkeypatch.setattr(vision, "open_model", lambda source: opened)
-    monkeypatch.setattr(vision, "pixel_scale", lambda source: torch.nn.Identity())
-    monkeypatch.setattr(vision, "collect", lambda features, split, device: (torch.eye(4), torch.arange(4)))
-    numbers = vision._probes(tmp_path, data, Evaluation(probe_epochs=20), 0, CPU)
+    monkeypatch.setattr(probes, "open_model", lambda source: opened)
+    monkeypatch.setattr(probes, "pixel_scale", lambda source: torch.nn.Identity())
+    rows = {name: (part.features[1], part.labels) for name, part in split.items()}
+    monkeypatch.setattr(probes, "collect", lambda features, split, device: rows[split])
+    numbers, by_layer = probes.probe(tmp_path, data, Evaluation(probe_epochs=20), 4, 0, CPU)
     assert numbers["linear_probe_layer"] == 1
     assert numbers["linear_probe"] == accuracies[1]
     assert numbers["linear_probe_last"] == accuracies[2]
+    assert by_layer["linear_probe"] == accuracies.tolist()
+    matrix = project(torch.eye(8), 4)
+    assert by_layer["linear_probe_projected"] == narrow_accuracies(split, matrix).tolist()
+    train, test = ((features @ matrix).numpy() for features, _ in rows.values())
+    peer = KNeighborsClassifier(20, metric="cosine", weights=lambda distances: np.exp(-distances / 0.07))
+    expected = peer.fit(train, split["train"].labels).score(test, split["test"].labels)
+    assert numbers["nearest_neighbours_projected"] == pytest.approx(expected)
+    assert numbers["nearest_neighbours_projected"] != numbers["nearest_neighbours"]
+    same, alike = probes.probe(tmp_path, data, Evaluation(probe_epochs=20), 8, 0, CPU)
+    assert same["nearest_neighbours_projected"] == numbers["nearest_neighbours"]
+    assert alike["linear_probe_projected"] == by_layer["linear_probe"]
+
+
+def narrow_accuracies(split, matrix):
+    """Of linear probes on features that a matrix projects."""
+    return probe_accuracies(*(p._replace(features=p.features @ matrix) for p in split.values()), CPU, epochs=20)
+
+
+def test_a_projection_is_scikit_learns_of_the_same_matrix_which_the_widths_alone_decide():
+    features = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    peer = GaussianRandomProjection(16, random_state=0).fit(features.numpy())
+    ours = project(torch.eye(64), 16).T.numpy()
+    assert ours.shape == peer.components_.shape
+    assert ours.std() == pytest.approx(peer.components_.std(), rel=0.05)
+    peer.components_ = ours
+    np.testing.assert_allclose(project(features, 16), peer.transform(features.numpy()), atol=1e-5)
+    torch.manual_seed(1)
+    assert torch.equal(project(torch.eye(64), 16), torch.from_numpy(ours.T))
+    assert not torch.equal(project(torch.eye(64), 16)[:32], project(torch.eye(32), 16))
+    assert project(features, 64) is project(features, 100) is features

@@ -1,6 +1,5 @@
 """A study from end to end: its cells, what happens when they fail or are killed, its tables and its report."""
 
-import csv
 import json
 import os
 import random
@@ -13,42 +12,29 @@ import time
 import numpy as np
 import pytest
 
-from bamboo.analysis.plots import STYLE
 from bamboo.analysis.profiles import Comparison
 from bamboo.cli import main
 from bamboo.errors import Diverged, InputError
 from bamboo.study.changes import add_axes
 from bamboo.study.folders import cell_folder, cell_state, failures, load_stored, store, waiting
 from bamboo.study.report import write_report
-from bamboo.study.results import NUMBERS, merge_results, read_results, write_tables
+from bamboo.study.results import NUMBERS, WHOLE, merge_results, read_results, write_tables
 from bamboo.study.running import run_cells, run_locked
 from bamboo.study.stages import launch, run_config
 from tests.browser import open_page
 from tests.runs import ROOT, load
 
-from .tiny import MAE, SUPERVISED, TINY, run_here, tiny, written
+from .tiny import MAE, SUPERVISED, TINY, rows, run_here, tiny, written
 
+EXCESS = (
+    *("excess", "excess_untrained", "excess_before_last", "excess_normed"),
+    *("excess_visible", "excess_visible_untrained"),
+)
 TABLES = ("cells.csv", "layers.csv", "training.csv")
 DYING = [
     {"class_path": "bamboo.callbacks.NonFiniteGuard"},
     {"class_path": "tests.interruption.InterruptBefore", "init_args": {"step": 2, "kill": True}},
 ]
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """The tiny study, run without interruption."""
-    folder = tmp_path_factory.mktemp("study")
-    run_here(tiny(folder), folder / "out")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(STYLE, "savefig.dpi", 60)  # a third of the time
-        write_report(read_results(load_stored(folder / "out"), folder / "out"), folder / "out")
-    return folder / "out"
-
-
-def rows(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def tables(folder):
@@ -59,10 +45,10 @@ def test_every_cell_is_trained_measured_and_in_the_tables(out):
     table = rows(out / "cells.csv")
     assert [row["cell"] for row in table] == [cell.name for cell in load_stored(out).cells()]
     assert {row["state"] for row in table} == {"done"}
-    everywhere = ("similarity", "similarity_untrained", "similarity_train", "effective_rank", "accuracy")
-    for name in (*everywhere, "nearest_neighbours", "linear_probe", "activation_bytes"):
+    everywhere = ("similarity", "similarity_untrained", "effective_rank", "accuracy", "activation_bytes")
+    for name in (*everywhere, "nearest_neighbours", "linear_probe", *EXCESS):
         assert all(np.isfinite(float(row[name])) for row in table), name
-    for name in ("similarity_masked", "loss"):
+    for name in ("excess_finetuned", "loss"):
         assert [bool(row[name]) for row in table] == [row["objective"] == "mae" for row in table]
     assert {row["cell"] for row in rows(out / "costs.csv")} == {row["cell"] for row in table}
 
@@ -82,7 +68,11 @@ def test_every_number_can_be_traced_to_a_file_of_its_cell(out):
             if r["cell"] == cell
         ]
         theirs = rows(out / "cells" / cell / "profile" / "profile.csv")
-        assert ours == [(r["model"], r["measure"], r["layer"], r["mean"]) for r in theirs]
+        probes = json.loads((out / "cells" / cell / "layers.json").read_text())
+        assert ours == [
+            *((r["model"], r["measure"], r["layer"], r["mean"]) for r in theirs),
+            *((WHOLE, name, str(n), str(x)) for name in probes for n, x in enumerate(probes[name])),
+        ]
 
 
 def test_a_cell_can_be_run_again_by_the_configuration_that_it_left(out):

@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from bamboo.study.claims import judge
 from bamboo.study.folders import cell_folder
+from bamboo.study.judging import judge
 from bamboo.study.report import write_report
 from bamboo.study.results import read_results
 from tests.runs import CONFIGS, load
@@ -33,7 +33,7 @@ def test_a_study_of_text_measures_similarity_masked_words_and_accuracy(tmp_path)
         assert numbers["encoder_parameters"] == expected, [name for name in weights if "layer" not in name]
     assert 0 <= mlm["masked_accuracy"] < 1 < mlm["loss"]
     assert 0 < mlm["most_frequent_token"] < 1
-    assert [one.verdict for one in judge(results)] == ["not enough depths"] * 4
+    assert [judgement.verdict for judgement in judge(results)] == ["undecided"]  # there is one depth
     write_report(results, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "hidden tokens guessed right" in page

@@ -1,5 +1,6 @@
 """A study of seconds, and ways to run it."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,9 @@ def run_here(study: Study, out: Path) -> Path:
     for cell in waiting(study, out):
         run_locked(study, cell, out)
     return out
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
