@@ -179,7 +179,7 @@ class MetaStrategy(SingleDeviceStrategy):
 
 
 class Traffic(TorchDispatchMode):
-    """Lists what would go between host and device: numbers that are read, and tensors that are copied."""
+    """Lists what would go between host and device: numbers that are read, tensors copied or used elsewhere."""
 
     def __init__(self):
         super().__init__()
@@ -189,7 +189,7 @@ class Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name, devices = str(func), {a.device.type for a in args if isinstance(a, torch.Tensor)}
         where = out.device.type if isinstance(out, torch.Tensor) else "cpu"
-        if "copy" in name and len(devices | {where}) > 1:
+        if len(devices) > 1 or ("copy" in name and len(devices | {where}) > 1):
             (self.sent if where == "meta" else self.read).append(name)
         if "_local_scalar_dense" in name and "meta" in devices:
             self.read.append(name)
@@ -227,6 +227,7 @@ def traffic(monkeypatch, module, data, **options):
         (tiny_mae, {}),
         (tiny_mae, {"decoder": "cross", "mix_layers": True, "recipe": replace(NO_WARM_UP, optimizer="came")}),
         (tiny_classifier, {"drop_path": 0.5, "layer_decay": 0.75}),
+        (tiny_classifier, {"freeze": True, "batch_norm": True, "recipe": replace(NO_WARM_UP, optimizer="lars")}),
     ],
 )
 def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(monkeypatch, build, options):
