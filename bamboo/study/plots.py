@@ -128,6 +128,24 @@ def _curves(results: Results, series: Series, label: str, measure: str, profile:
     return np.array([curve for curve in curves if curve is not None])
 
 
+def plot_pairs(results: Results, x: str, ys: Sequence[str]) -> Figure:
+    """Numbers against another one, a panel each and a dot for every finished cell, the larger the deeper its shape."""
+    deepest = max(shape.depth for shape in results.study.shapes.values())
+    with style():
+        figure = Figure(figsize=(0.8 + 3.1 * max(len(ys), 1.6), 3.4), layout="constrained")
+        for axis, y in zip(figure.subplots(1, len(ys), squeeze=False)[0], ys, strict=True):
+            for series in results.series:
+                cells = [cell for cell in results.of(series) if {x, y} <= cell.numbers.keys()]
+                sizes = [12 + 60 * outcome.cell.shape.depth / deepest for outcome in cells]
+                at = [[outcome.numbers[name] for outcome in cells] for name in (x, y)]
+                axis.scatter(*at, sizes, _colour(results, series), _mark(results, series), alpha=0.7, linewidths=0)
+            axis.set(xlabel=NUMBERS[x], title=NUMBERS[y])
+            if y in SHARES:
+                axis.yaxis.set_major_formatter(PERCENT)
+        _legend(figure, results)
+    return figure
+
+
 def plot_course(results: Results, measure: str, against: str) -> Figure:
     """Similarity after the last block along training, thin for each seed, thick for their mean.
 

@@ -61,7 +61,7 @@ class StudyRecord(Callback):
         """Save the start, and count the FLOPs of a step."""
         self.flops = pl_module.effective_batch() * pl_module.flops_per_sample()  # type: ignore[operator]
         if trainer.global_step == 0:
-            trainer.save_checkpoint(self.folder / "start.ckpt")
+            trainer.save_checkpoint(self.folder / "start.ckpt", weights_only=False)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock, or in the first step the count of bytes."""

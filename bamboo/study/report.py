@@ -14,7 +14,7 @@ from .courses import RECENT
 from .folders import DIFFERENCES, read_json, write_json
 from .judging import RULE, Judgement, judge
 from .pictures import plot_maps, plot_reconstructions
-from .plots import ALONG, plot_course, plot_layers, plot_numbers
+from .plots import ALONG, plot_course, plot_layers, plot_numbers, plot_pairs
 from .results import FINETUNED, NUMBERS, SHARES, TRAIN, UNTRAINED, VISIBLE, WHOLE, Outcome, Results, write_tables
 
 MAIN = (
@@ -49,6 +49,9 @@ SCORES = {
     ),
 }
 """By heading: the name of the figure's files, the numbers in it, and what it shows."""
+
+PAYS = ("accuracy", "masked_accuracy", "linear_probe")
+"""Numbers that are set against excess similarity."""
 
 
 def write_report(results: Results, out: Path) -> list[Path]:
@@ -197,6 +200,9 @@ def _scores(results: Results) -> Iterator[Section]:
     for heading, (name, numbers, text) in SCORES.items():
         if measured := [number for number in numbers if results.has(number)]:
             yield Section(heading, f"{text} {INTERVALS}", plot_numbers(results, measured), name)
+    if results.has("excess") and (measured := [number for number in PAYS if results.has(number)]):
+        text = "Does less smoothing pay? A dot is a finished cell, the larger the deeper its shape."
+        yield Section("Scores against smoothing", text, plot_pairs(results, "excess", measured), "scores_by_excess")
 
 
 def _pictures(results: Results) -> Iterator[Section]:

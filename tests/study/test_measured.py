@@ -11,7 +11,10 @@ from bamboo.analysis import profile
 from bamboo.analysis.model_sources import open_model
 from bamboo.analysis.profiles import Comparison
 from bamboo.checkpoints import load_encoder, pixel_scale
-from bamboo.study.results import FINETUNED, VISIBLE, VISIBLE_UNTRAINED, WHOLE
+from bamboo.shapes import Patches, Shape, encoder_flops
+from bamboo.study.folders import load_stored
+from bamboo.study.plots import plot_pairs
+from bamboo.study.results import FINETUNED, VISIBLE, VISIBLE_UNTRAINED, WHOLE, read_results
 from bamboo.study.vision import mask_ratio
 from bamboo.vision.data import Digits
 from tests.runs import load
@@ -101,3 +104,22 @@ def test_parameters_are_counted_whole_in_the_encoder_and_in_the_blocks(out):
         assert float(row["parameters"]) == sum(tensor.numel() for tensor in weights.values())
         blocks = [tensor for name, tensor in weights.items() if ".blocks." in name and "decoder" not in name]
         assert int(row["block_parameters"]) == sum(tensor.numel() for tensor in blocks)
+
+
+def test_flops_of_a_stage_are_those_of_its_steps(out):
+    folder = out / "cells" / "mae-2x64-seed0"
+    cost = json.loads((folder / "result.json").read_text())["cost"]
+    assert cost["flops_train"] == json.loads((folder / "training.json").read_text())["flops"][-1]
+    assert cost["flops_then"] == 2 * 100 * 3 * encoder_flops(Shape(2, 64, 2), Patches.of(16, 4, 1))
+    page = (out / "report.html").read_text()
+    assert f"{cost['flops_then']:.3g}" in page
+
+
+def test_scores_are_drawn_against_smoothing_a_dot_for_each_cell(out):
+    results = read_results(load_stored(out), out)
+    drawn = plot_pairs(results, "excess", ["accuracy"]).axes[0].collections
+    assert len(drawn) == len(results.series) == 2
+    for dots, series in zip(drawn, results.series, strict=True):
+        cells = [outcome.numbers for outcome in results.of(series)]
+        assert dots.get_offsets().tolist() == [[cell["excess"], cell["accuracy"]] for cell in cells]
+        assert dots.get_sizes()[1] > dots.get_sizes()[0]  # of the deeper shape
