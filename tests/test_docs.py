@@ -29,6 +29,7 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 LEFT_OUT = {
     "bamboo fit --config pretrain/cifar10 --data.init_args.name STL10": "downloads the images",
     "bamboo profile DeiT III, labels=timm:deit3_": "downloads six encoders",
+    "bamboo profile DINOv2=hf:": "reads an encoder of the reader's",
     "bamboo glue hf:sentence-transformers/all-MiniLM-L6-v2": "downloads the encoder",
 }
 """What the commands begin with that are not run, and why; `make` needs the repository and is looked up there."""
