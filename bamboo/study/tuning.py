@@ -18,15 +18,11 @@ from .spec import Cell, Study, axis_key
 from .stages import fit, locked, run_config
 
 
-class NothingChosen(ValueError):
-    """No combination of values could be trained."""
-
-
 def choose(study: Study, cell: Cell, out: Path, log: TextIO) -> None:
     """Train every combination of values for a share of the budget, unless that is done, and keep the best.
 
     Raises:
-        NothingChosen: where none of them ended with a finite loss.
+        Diverged: where none of them ended with a finite loss.
     """
     path = tuning_file(study, cell, out)
     if path is None:
@@ -55,7 +51,7 @@ def choose(study: Study, cell: Cell, out: Path, log: TextIO) -> None:
             runs.append(run)
         finite = [run for run in runs if run["loss"] is not None]
         if not finite:
-            raise NothingChosen(f"none of the {len(runs)} combinations to tune could be trained: {runs[0]['reason']}")
+            raise Diverged(f"none of the {len(runs)} combinations to tune could be trained: {runs[0]['reason']}")
         best = min(finite, key=lambda run: run["loss"])
         write_json(path, {"chosen": best["values"], "runs": runs})
 

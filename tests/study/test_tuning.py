@@ -56,6 +56,7 @@ def test_nothing_is_tried_again_and_nothing_trains_where_nothing_could_be_chosen
     (reason,) = failures(study, out).values()
     assert "none of the 1 combinations to tune could be trained: " in reason
     assert not (cell_folder(out, study.cell(0)) / "train").exists()
+    assert read_results(study, out).outcomes[0].diverged
 
 
 def test_what_chooses_is_taken_from_the_training_images():
