@@ -22,10 +22,10 @@ REACHED = 0.35
 BYTES = 16
 """Per parameter under AdamW in fp32: the weight, its gradient and two moments."""
 NOTE = """\
-Parameters are all that are trained, with decoder or head; FLOPs those of all training, forward and backward, of cells that
-share their pretraining each with it, without tuning. Memory is that of weights, gradients and moments; the activations of a
-step come on top. Times with a ? are guessed from the speed of a matrix product on this machine, without evaluation; others
-are those of finished cells."""
+Parameters are all that are trained, with decoder or head; FLOPs those of all training, forward and backward, without
+tuning; cells that share their pretraining have it each. Memory is that of weights, gradients and moments; the
+activations of a step come on top. Times with a ? are guessed from the speed of a matrix product on this machine,
+without evaluation; others are those of finished cells."""
 
 
 @dataclass(frozen=True)
