@@ -102,7 +102,9 @@ def make_parser(verb: str, function: Callable[..., None]) -> "ArgumentParser":
     for name, parameter in signature(function, eval_str=True).parameters.items():
         options: dict[str, Any] = {"type": parameter.annotation, "help": described[name]}
         if get_origin(parameter.annotation) is list:
-            options |= {"type": get_args(parameter.annotation)[0], "nargs": "+", "action": "extend"}
+            options |= {"type": get_args(parameter.annotation)[0], "nargs": "+"}
+        if parameter.default == []:
+            options["action"] = "extend"  # which would extend a default that is not empty
         if parameter.annotation is bool:
             options = {"action": "store_true", "help": described[name]}
         if parameter.kind is not parameter.KEYWORD_ONLY:
