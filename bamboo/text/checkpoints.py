@@ -169,4 +169,4 @@ def _of_huggingface(name: str) -> TextModel:
         model, report = AutoModelForMaskedLM.from_pretrained(name, **options)
     missing = sorted(report["missing_keys"])
     notes = (f"not in {name}, and drawn at random: {', '.join(missing[:4])}",) if missing else ()
-    return TextModel(model.eval(), tokenizer, notes)
+    return TextModel(model.float().eval(), tokenizer, notes)

@@ -51,6 +51,8 @@ def test_an_exported_folder_gives_equal_outputs(architecture, tokenizer, tmp_pat
     assert (again.mask_token, again.model_max_length) == ("[MASK]", 64)
     assert exported.config.bos_token_id == again.cls_token_id
     assert load_text(tmp_path / "folder").notes == ()
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "folder").half().save_pretrained(tmp_path / "folder")
+    assert {weight.dtype for weight in load_text(tmp_path / "folder").model.parameters()} == {torch.float32}
 
 
 def test_the_encoder_alone_of_a_classification_leaves_into_the_current_folder(tokenizer, tmp_path, monkeypatch):
