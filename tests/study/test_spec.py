@@ -16,8 +16,8 @@ from tests.runs import CONFIGS
 from .tiny import MAE, SHAPES, SUPERVISED, TINY, tiny, written
 
 FILES = sorted(path.name for path in CONFIGS.glob("study/*.yaml"))
-LARGE = ("imagenet_base.yaml", "text_shapes.yaml")
-"""Whose models take half a minute to build, and whose data would have to be made first."""
+LARGE = ("imagenet_base.yaml", "text_shapes.yaml", "cifar10.yaml")
+"""Whose models take half a minute to build, whose data would have to be made first, and what another one does too."""
 
 
 def test_the_grid_is_shapes_times_objectives_times_seeds_seed_by_seed(tmp_path):
@@ -173,6 +173,8 @@ def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path
             {"budget": {"samples": 9}, "tune": {"keys": {"pool": ["avg"]}}, "axes": {"pool": ["avg"]}},
             "pool is an axis and cannot be tuned too",
         ),
+        ({"margins": {"acuracy": 0.1}}, "unknown number of margins 'acuracy': did you mean"),
+        ({"known_sd": {"accuracy": 0.0}}, "known_sd.accuracy must be above 0, got 0.0"),
         ({"equal": "memory"}, "unknown equal 'memory'"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"launch": "torchrun"}, "launch: Invalid value"),
