@@ -28,7 +28,7 @@ def test_the_shipped_studies_list_what_differs():
 
 DIFFERENT = {
     "model.init_args.label_smoothing": 0.1,
-    "model.init_args.init": "depth",
+    "model.init_args.init": "beit",
     "model.init_args.pool": "avg",
     "model.init_args.recipe.optimizer": "lars",
     "data.init_args.batch_size": 64,
