@@ -91,19 +91,19 @@ def measure(case: Case, models: dict[str, nn.Module], precision: str, seconds: f
     return {**result, "rounds": len(rounds)}
 
 
-def build_peer(shape: Shape) -> nn.Module:
+def build_peer(shape: Shape, patches: Patches = PATCHES, decoder: Shape = DECODER) -> nn.Module:
     """The same masked autoencoder by `transformers`, with fused attention."""
     config = ViTMAEConfig(
         hidden_size=shape.width,
         num_hidden_layers=shape.depth,
         num_attention_heads=shape.heads,
         intermediate_size=shape.mlp_width,
-        decoder_hidden_size=DECODER.width,
-        decoder_num_hidden_layers=DECODER.depth,
-        decoder_num_attention_heads=DECODER.heads,
-        decoder_intermediate_size=DECODER.mlp_width,
-        image_size=PATCHES.image_size[0],
-        patch_size=PATCHES.patch_size,
+        decoder_hidden_size=decoder.width,
+        decoder_num_hidden_layers=decoder.depth,
+        decoder_num_attention_heads=decoder.heads,
+        decoder_intermediate_size=decoder.mlp_width,
+        image_size=patches.image_size[0],
+        patch_size=patches.patch_size,
         mask_ratio=MASK_RATIO,
         norm_pix_loss=True,
         attn_implementation="sdpa",

@@ -4,13 +4,16 @@ import json
 import sys
 from types import ModuleType
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bamboo.shapes import find_shape
+from bamboo.shapes import Shape, find_shape
 from bamboo.vision.mae import build_mae
 from tests.benchmarks import __main__ as report
+from tests.benchmarks import quality
 from tests.benchmarks.bench_training import PATCHES, step_flops
 
 pytestmark = pytest.mark.slow
@@ -74,3 +77,32 @@ def test_flops_of_a_step_are_those_that_are_counted():
             model(images, noise).loss.backward()
     # The patch embedding passes no gradient on to the pixels.
     assert counter.get_total_flops() == pytest.approx(step_flops(find_shape("vit-small")), rel=0.01)
+
+
+def test_time_to_quality_trains_each_run_once_and_reports_each_seed(image_root, tmp_path, monkeypatch, capsys):
+    for name, value in {"BATCH": 8, "HELD_OUT": 16, "BANK": 16, "RATES": (1e-3,), "DECODER": Shape(1, 16, 1)}.items():
+        monkeypatch.setattr(quality, name, value)
+    out = tmp_path / "out"
+    command = ["quality", "--data", str(image_root), "--out", str(out), "--shapes", "2,16,1", "--steps", "24"]
+    monkeypatch.setattr(sys, "argv", [*command, "--seeds", "2", "--rounds", "1", "--times", "0.2"])
+    quality.main()
+    table = pd.read_csv(out / "quality.csv")
+    assert [*table["quality"]] == ["loss", "neighbours"] * 2
+    row = table.iloc[0]
+    reference = pd.read_csv(out / "2x16" / "reference-0.001-24-seed0.csv")
+    assert row["goal"] == reference["loss"].iloc[-1]
+    seconds = json.loads((out / "2x16" / "seconds.json").read_text())
+    expected = seconds["reference"] * 24 / (seconds[row["fast"]] * row["steps"])
+    assert row["times_faster_than_reference"] == pytest.approx(expected, rel=1e-6)
+    capsys.readouterr()
+    quality.main()
+    assert "Run(" not in capsys.readouterr().out  # nothing is trained again
+    pd.testing.assert_frame_equal(table, pd.read_csv(out / "quality.csv"))
+
+
+def test_the_step_at_which_a_goal_is_reached_lies_between_looks():
+    table = pd.DataFrame({"step": [10, 20, 30], "loss": [3.0, 2.0, 1.0], "neighbours": [np.nan, 0.2, 0.4]})
+    assert quality.reached(table, "loss", 1.25) == pytest.approx(27.5)
+    assert quality.reached(table, "neighbours", 0.3) == pytest.approx(25)
+    assert quality.reached(table, "loss", 5.0) == 10
+    assert np.isnan(quality.reached(table, "loss", 0.5))
