@@ -30,6 +30,9 @@ OWN = tuple(
 )
 """Beginnings of keys of heads, decoders and masks: an objective has them or not, and those that have them agree."""
 
+FRESH = tuple(f"model.init_args.{name}" for name in ("init", "layer_scale", "attn_scale"))
+"""Keys of an encoder that starts from fresh weights; what follows the training of an objective takes its encoder."""
+
 RECIPE = "model.init_args.recipe"
 LENGTHS = ("max_epochs", "max_steps", "max_time")
 SPEED = ("model.init_args.compile", "model.init_args.grad_checkpointing", "data.init_args.num_workers")
@@ -71,9 +74,12 @@ def differences(study: Study) -> list[Difference]:
     if len(study.objectives) < 2:
         return []
     first = {cell.objective: cell for cell in reversed(study.cells())}
-    settings = [
-        _settings(run_config(study, first[name], Path(first[name].name), stage), name) for name, stage in stages(study)
-    ]
+    settings: list[dict[str, Any]] = []
+    for name, stage in stages(study):
+        column = _settings(run_config(study, first[name], Path(first[name].name), stage), name)
+        if stage == "then":  # behind the column of its own training
+            column |= {key: settings[-1][key] for key in FRESH if key in settings[-1]}
+        settings.append(column)
     classes = {str(column["model.class_path"]) for column in settings}
     result = []
     for key in dict.fromkeys(key for column in settings for key in column):

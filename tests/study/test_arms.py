@@ -51,6 +51,12 @@ def test_a_difference_that_is_not_listed_is_refused():
     check_arms(study, differences(replace(study, differs=["model.init_args", "data", "trainer"])))
 
 
+@pytest.mark.parametrize(("key", "values"), [("init", ["beit"]), ("model.init_args.layer_scale", [0.1])])
+def test_an_axis_of_fresh_weights_is_no_difference_to_the_fine_tuning_that_follows(key, values):
+    study = replace(read_study(CONFIGS / "study/digits.yaml"), axes={key: values})
+    check_arms(study, differences(study))
+
+
 def test_a_dry_run_prints_the_differences_and_neither_it_nor_a_run_goes_on_with_one_that_is_not_listed(
     tmp_path, capsys
 ):
