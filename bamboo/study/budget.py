@@ -1,6 +1,7 @@
 """How long the stages of a cell train, so that all cells of a study spend the same."""
 
 import logging
+from functools import lru_cache
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -24,11 +25,18 @@ def parse(config: dict[str, Any], where: str) -> BambooCLI:
     changes: dict[str, Any] = {"trainer": {**HARDWARE, "logger": False, "callbacks": [], "plugins": []}}
     if config["model"]["init_args"].get("encoder"):
         changes["model.init_args.encoder"] = SCRATCH
+    if config["trainer"].get("max_epochs") == -1:  # a budget gives the length, which changes nothing here
+        changes["trainer"] |= {"max_steps": 1, "max_time": None}
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # it says which one it sets
     try:
-        return build(OmegaConf.to_yaml(OmegaConf.create(set_keys(config, changes))))
+        return _build(OmegaConf.to_yaml(OmegaConf.create(set_keys(config, changes))))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+@lru_cache(maxsize=1)  # a stage is asked for its length first, and then for what it costs or sets
+def _build(text: str) -> BambooCLI:
+    return build(text)
 
 
 def step_size(config: dict[str, Any], module: Any, data: Any) -> int:
@@ -53,7 +61,7 @@ def budgeted(study: Study, cell: Cell, stage: str, config: dict[str, Any], share
         days, hours = divmod(minutes // 60, 24)
         length = {"max_time": f"{days:02}:{hours:02}:{minutes % 60:02}:{seconds:02}", "max_steps": -1}
     else:
-        cli = parse(config, f"objective {cell.objective}")
+        cli = parse(set_keys(config, {"trainer.max_epochs": -1}), f"objective {cell.objective}")
         samples = budget.samples or (budget.flops or 0.0) / flops_per_sample(cli.model, cli.datamodule)
         steps = round(share * samples / step_size(config, cli.model, cli.datamodule))
         length = {"max_steps": max(1, steps), "max_time": None}
