@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jinja2
 from matplotlib.figure import Figure
 
-from bamboo.files import atomic_write
+from bamboo.files import write_text
 
 from .plots import save_figure
 
@@ -65,9 +65,7 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section], n
     page = environment.get_template("page.html").render(
         title=title, lead=lead, notes=notes, sections=zip(sections, pictures, strict=True)
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return [path, *figures]
+    return [write_text(path, page), *figures]
 
 
 def _picture(figure: Figure, path: Path) -> dict[str, object]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bamboo.errors import InputError, unknown
-from bamboo.files import atomic_write
+from bamboo.files import atomic_write, write_json, write_text
 
 from .measures.similarity_split import Pooled
 from .recording import Key
@@ -176,11 +176,8 @@ class Comparison:
         with atomic_write(paths[2]) as temporary, temporary.open("wb") as binary:
             arrays: dict[str, Any] = {f"profile_{i}": profile.values for i, profile in enumerate(self.profiles)}
             np.savez_compressed(binary, **arrays)
-        with atomic_write(paths[1]) as temporary:
-            self.to_pandas().to_csv(temporary, index=False, na_rep="nan")
-        with atomic_write(paths[0]) as temporary:
-            content = {"format": FORMAT, "profiles": [_as_dict(profile) for profile in self.profiles]}
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(paths[1], self.to_pandas().to_csv(index=False, na_rep="nan"))
+        write_json(paths[0], {"format": FORMAT, "profiles": [_as_dict(profile) for profile in self.profiles]})
         return paths
 
     @classmethod

@@ -41,6 +41,28 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text in UTF-8, whole or not at all; returns its path."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write plain data as JSON, whole or not at all; returns its path. A number that is not finite is a ValueError."""
+    return write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises `InputError` where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): it is cut short or damaged") from error
+
+
 def link(source: str | Path, path: str | Path) -> None:
     """Give a file a second name, in the place of what has that name; a copy where the file system has no hard links."""
     with atomic_write(path) as temporary:

@@ -85,7 +85,7 @@ def probe(
 
     from bamboo.analysis.model_sources import Opened, fresh_copy
     from bamboo.analysis.plots import save_figure
-    from bamboo.files import atomic_write
+    from bamboo.files import write_text
 
     from .probing import best_layer, layer_features, probe_accuracies
 
@@ -104,9 +104,8 @@ def probe(
         chosen = f"best at layer {layer} of {len(model.blocks)} on held-out training images"
         lines.append(f"{label}: {chosen}, where {accuracies[layer]:.2%} of the test images are right")
     table = pd.concat(tables)
-    with atomic_write(out / "probe.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6f")
-    paths = [out / "probe.csv", *save_figure(_figure(table), out / "probe")]
+    csv = write_text(out / "probe.csv", table.to_csv(index=False, float_format="%.6f"))
+    paths = [csv, *save_figure(_figure(table), out / "probe")]
     print(*(f"wrote {path}" for path in paths), *lines, sep="\n")
 
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
 
-from bamboo.files import atomic_write
+from bamboo.files import write_text
 
 
 def in_order(parts: Sequence[Mapping[str, torch.Tensor]]) -> pd.DataFrame:
@@ -55,8 +55,7 @@ class PredictionWriter(Callback):
         """Gather from all processes, and write."""
         table = self.table(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            with atomic_write(self.path) as temporary:
-                table.to_csv(temporary, index=False, float_format="%.6f")
+            write_text(self.path, table.to_csv(index=False, float_format="%.6f"))
             print(f"{len(table)} predictions in {self.path}")
 
     def table(self, data: Any, module: Any) -> pd.DataFrame:

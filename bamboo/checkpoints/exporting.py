@@ -1,6 +1,5 @@
 """Writing models in the formats of others: timm's hub, transformers, the reference MAE."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +9,9 @@ import torch
 from bamboo.checkpoints.key_maps import Tensors, to_config, to_huggingface, to_reference
 from bamboo.checkpoints.loading import classifier_tensors, load_encoder, load_mae
 from bamboo.checkpoints.reading import Checkpoint, Head, read_source
-from bamboo.checkpoints.sources import read_json
+from bamboo.checkpoints.sources import read_config
 from bamboo.errors import InputError, unknown
-from bamboo.files import atomic_write, write_weights
+from bamboo.files import atomic_write, write_json, write_weights
 from bamboo.shapes import find_shape
 from bamboo.vision.timm_models import PRETRAINED_CFG
 
@@ -56,7 +55,7 @@ def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], o
 
 def loading_calls(folder: str | Path) -> list[str]:
     """The calls of timm and transformers that load an exported folder."""
-    config = read_json(Path(folder) / "config.json")
+    config = read_config(Path(folder) / "config.json")
     if "architecture" not in config:
         return [f'transformers.{config["architectures"][0]}.from_pretrained("{folder}")']
     auto = "AutoModelForImageClassification" if config["num_classes"] else "AutoModel"
@@ -88,7 +87,7 @@ def _write_timm(model: Checkpoint, out: Path) -> list[Path]:
         "pretrained_cfg": {**PRETRAINED_CFG, **pixels, "fixed_input_size": True, "num_classes": len(head.classes)},
         **({"label_names": head.classes} if head.classes else {}),
     }
-    return [write_weights(out / "model.safetensors", tensors, arguments), _write_json(out / "config.json", config)]
+    return [write_weights(out / "model.safetensors", tensors, arguments), write_json(out / "config.json", config)]
 
 
 def _write_mae(model: Checkpoint, format: str, out: Path) -> list[Path]:
@@ -127,8 +126,8 @@ def _write_vit(model: Checkpoint, tensors: Tensors, out: Path) -> list[Path]:
     }
     return [
         write_weights(out / "model.safetensors", tensors, arguments),
-        _write_json(out / "config.json", config),
-        _write_json(out / "preprocessor_config.json", processor),
+        write_json(out / "config.json", config),
+        write_json(out / "preprocessor_config.json", processor),
     ]
 
 
@@ -144,9 +143,3 @@ def _mean_and_std(model: Checkpoint) -> list[list[float]]:
     return [
         [round(value / 255, 6) for value in part.flatten().tolist()] for part in (model.scale.mean, model.scale.std)
     ]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> Path:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return path

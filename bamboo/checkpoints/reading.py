@@ -12,7 +12,7 @@ import timm
 from torch import Tensor
 
 from bamboo.checkpoints.key_maps import PREFIXES, Tensors, bamboo_name, from_config, from_huggingface
-from bamboo.checkpoints.sources import RANDOM, Source, find_source, read_json, read_weights
+from bamboo.checkpoints.sources import RANDOM, Source, find_source, read_config, read_weights
 from bamboo.errors import InputError, unknown
 from bamboo.files import read_file
 from bamboo.shapes import SHAPES, Patches, Shape
@@ -216,5 +216,5 @@ def _read_vit(source: Source) -> Checkpoint:
 def pixel_statistics(folder: Path | None) -> dict[str, Any]:
     """The mean and standard deviation of pixels, where a Hugging Face folder says them."""
     path = folder and folder / "preprocessor_config.json"
-    processor = read_json(path) if path and path.is_file() else {}
+    processor = read_config(path) if path and path.is_file() else {}
     return {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}

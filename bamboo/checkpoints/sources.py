@@ -9,7 +9,6 @@
 `@random` behind timm:NAME or hf:FOLDER asks for the architecture with freshly drawn weights.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +18,7 @@ import timm
 
 from bamboo import vision as vision  # importing it registers the named shapes with timm
 from bamboo.errors import InputError, unknown
-from bamboo.files import is_text_checkpoint, read_file
+from bamboo.files import is_text_checkpoint, read_file, read_json
 
 RANDOM = "@random"
 Kind = Literal["weights", "text", "vit", "timm", "transformers"]
@@ -78,7 +77,7 @@ def _file(text: str, path: Path) -> Source:
 
 
 def _folder(text: str, name: str, folder: Path, random: bool) -> Source:
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     kind: Kind = "transformers"
     if "architecture" in config:
         kind = "timm"
@@ -93,14 +92,11 @@ def _is_plain_beit(config: dict[str, Any]) -> bool:
     return config.get("model_type") == "beit" and bool(absolute)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """What a config.json or the like of a model says. Raises `InputError` where it is missing or no JSON."""
     if not path.is_file():
         raise InputError(f"{path.parent} is no Hugging Face model: it holds no {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): copy or download it again") from error
+    content = read_json(path)
     return content if isinstance(content, dict) else {}
 
 
@@ -119,7 +115,7 @@ def read_weights(source: Source) -> dict[str, Any]:
             return read_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            shards = sorted(set(read_config(index).get("weight_map", {}).values()))
             folder = place if place.is_dir() else download(source.name, *shards)
             return {key: value for shard in shards for key, value in read_file(folder / shard).items()}
     raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")

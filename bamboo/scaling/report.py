@@ -1,6 +1,5 @@
 """All laws that a set of runs allows, as a table, JSON and CSV."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bamboo.errors import InputError
-from bamboo.files import atomic_write
+from bamboo.files import write_json, write_text
 from bamboo.tables import table
 
 from .bootstrap import Estimate
@@ -98,12 +97,8 @@ class Report:
             runs["law"] = self.fit.loss(runs["parameters"], runs["data"])
         if held is not None:
             runs.loc[held.index, "held_out"] = 1
-        paths = [folder / "scaling.json", folder / "scaling.csv"]
-        texts = [json.dumps(content, indent=1, allow_nan=False), runs.to_csv(index=False)]
-        for path, text in zip(paths, texts, strict=True):
-            with atomic_write(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        return paths
+        table = write_text(folder / "scaling.csv", runs.to_csv(index=False))
+        return [write_json(folder / "scaling.json", content), table]
 
 
 def analyse(runs: pd.DataFrame, holdout: int = 1, resamples: int = 400, seed: int = 0) -> Report:

@@ -49,19 +49,10 @@ def study(
         retry: run failed cells again.
         allow_unequal: let shapes differ by more than 2 % in what they are to have in common.
     """
+    from bamboo.files import write_json
+
     from .changes import additions
-    from .folders import (
-        DIFFERENCES,
-        STUDY,
-        cell_folder,
-        cell_state,
-        extended,
-        failures,
-        load_stored,
-        store,
-        waiting,
-        write_json,
-    )
+    from .folders import DIFFERENCES, STUDY, cell_folder, cell_state, extended, failures, load_stored, store, waiting
     from .results import read_results
     from .running import run_cells
     from .spec import check

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .folders import read_json, write_json
+from bamboo.files import read_json, write_json
 
 SIMILARITIES = ("token_similarity", "between_similarity", "excess_similarity")
 RECENT = 16

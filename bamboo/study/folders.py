@@ -1,7 +1,5 @@
 """The folder of a study: its file, and below `cells/` a folder for each cell; what is in them says what is done."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +7,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from bamboo.errors import InputError
-from bamboo.files import atomic_write
+from bamboo.files import atomic_write, read_json, write_json
 
 from .changes import united
 from .reading import study_of
@@ -98,17 +96,3 @@ def failures(study: Study, out: Path) -> dict[str, str]:
     folders = {cell.name: cell_folder(out, cell) for cell in study.cells()}
     failed = {name: folder for name, folder in folders.items() if cell_state(folder) == "failed"}
     return {name: read_json(folder / FAILED)["reason"] for name, folder in failed.items()}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain data as JSON; numbers that are none are an error."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote. Raises `InputError` where the file is damaged."""
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from bamboo.analysis.pages import Cell, Section, Table, write_page
+from bamboo.files import read_json, write_json
 
 from .claims import not_asked
 from .courses import RECENT
-from .folders import DIFFERENCES, read_json, write_json
+from .folders import DIFFERENCES
 from .judging import RULE, Judgement, judge
 from .pictures import plot_maps, plot_reconstructions
 from .plots import ALONG, plot_course, plot_layers, plot_numbers, plot_pairs

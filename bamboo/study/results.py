@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from bamboo.analysis.profiles import Comparison, Profile
 from bamboo.errors import InputError
-from bamboo.files import atomic_write
+from bamboo.files import read_json, write_text
 
 from .changes import united
 from .courses import SIMILARITIES, Course, read_course
-from .folders import FAILED, LAYERS, RESULT, cell_folder, cell_state, load_stored, read_json
+from .folders import FAILED, LAYERS, RESULT, cell_folder, cell_state, load_stored
 from .spec import Cell, Study, check
 
 NUMBERS = {
@@ -234,10 +234,10 @@ def write_tables(results: Results, out: Path) -> list[Path]:
         "training": pd.DataFrame(_courses(results), columns=["cell", *COURSE, "file"]),
         "costs": pd.DataFrame(costs),
     }
-    for name, table in tables.items():
-        with atomic_write(out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, na_rep="nan" if name == "layers" else "")
-    return [out / f"{name}.csv" for name in tables]
+    return [
+        write_text(out / f"{name}.csv", table.to_csv(index=False, na_rep="nan" if name == "layers" else ""))
+        for name, table in tables.items()
+    ]
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from bamboo.errors import Diverged
+from bamboo.files import write_json
 from bamboo.workers import Report, reason_of, run_tasks
 
-from .folders import FAILED, RESULT, cell_folder, cell_state, write_failure, write_json
+from .folders import FAILED, RESULT, cell_folder, cell_state, write_failure
 from .spec import Cell, Study
 from .stages import fit, locked, run_config
 from .tuning import choose

@@ -13,12 +13,12 @@ from typing import Any, TextIO
 from omegaconf import OmegaConf
 
 from bamboo.errors import Diverged
-from bamboo.files import atomic_write
+from bamboo.files import atomic_write, read_json, write_json
 from bamboo.fit.compose import resolve, select
 
 from .budget import budgeted
 from .changes import set_keys
-from .folders import checkpoint, chosen, read_json, write_json
+from .folders import checkpoint, chosen
 from .spec import Cell, Study, axis_key, has_key
 
 REPLACED = ("SimilarityMonitor", "ReconstructionPanel", "NeighbourProbe", "FilledSentences", "TQDMProgressBar")

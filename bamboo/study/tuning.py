@@ -8,12 +8,12 @@ from typing import Any, TextIO
 from omegaconf import OmegaConf
 
 from bamboo.errors import Diverged
-from bamboo.files import read_file
+from bamboo.files import read_file, write_json
 from bamboo.workers import reason_of
 
 from .budget import budgeted
 from .changes import set_keys
-from .folders import tuning_file, write_json
+from .folders import tuning_file
 from .spec import Cell, Study, axis_key
 from .stages import fit, locked, run_config
 

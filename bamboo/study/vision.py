@@ -16,12 +16,12 @@ from bamboo.analysis.model_sources import open_model
 from bamboo.analysis.profiles import Profile
 from bamboo.analysis.profiling import profile
 from bamboo.checkpoints import load_classifier, load_mae, pixel_scale, read_file
-from bamboo.files import atomic_write
+from bamboo.files import atomic_write, write_json
 from bamboo.seeds import derive_seed
 from bamboo.vision.data import ImageData
 from bamboo.vision.reconstruction import reconstruct
 
-from .folders import LAYERS, checkpoint, write_json
+from .folders import LAYERS, checkpoint
 from .probes import probe
 from .results import FINETUNED, TRAIN, UNTRAINED, VISIBLE, VISIBLE_UNTRAINED, WHOLE
 from .spec import Cell, Evaluation, Study

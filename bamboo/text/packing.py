@@ -4,7 +4,6 @@ Documents are taken a quarter of a megabyte at a time. Each such part becomes a 
 hash of the documents and the tokenizer: after a crash, a part is finished if and only if its file is there.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from bamboo.errors import InputError
-from bamboo.files import atomic_write
+from bamboo.files import atomic_write, write_json
 from bamboo.text.corpus import FORMAT, PARTS, SPLITS, Corpus, Tokens, fingerprint
 from bamboo.text.tokenizer import literal, save_tokenizer, special_ids
 
@@ -60,8 +59,7 @@ def write_corpus(
         parts = _encode_parts(documents, literal(tokenizer), out / PARTS, seed, total)
         metadata |= {**_join(parts, out, val_fraction), "made_from": dict(made_from or {})}
         save_tokenizer(tokenizer, out / "tokenizer")
-        with atomic_write(out / "corpus.json") as temporary:
-            temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        write_json(out / "corpus.json", metadata)
     except OSError as error:
         raise InputError(f"cannot write {error.filename or out}: {error.strerror}") from error
     shutil.rmtree(out / PARTS, ignore_errors=True)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import WordPiece
 
 from bamboo.errors import InputError
-from bamboo.files import atomic_write
+from bamboo.files import write_text
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROLES = {"pad": r"\W*pad(ding)?\W*", "unk": r"\W*unk\W*", "mask": r"\W*mask\W*"}
@@ -146,5 +146,4 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None = Non
     limit = {} if longest is None else {"model_max_length": longest}
     config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **roles, **inputs, **limit}, indent=2)
     for name, text in {"tokenizer_config": config, "tokenizer": tokenizer.to_str(pretty=True)}.items():
-        with atomic_write(folder / f"{name}.json") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+        write_text(folder / f"{name}.json", text + "\n")

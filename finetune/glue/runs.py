@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
+from bamboo import files
 from bamboo.callbacks import NonFiniteGuard
 from bamboo.errors import InputError
-from bamboo.files import atomic_write
 from bamboo.finetune.predictions import in_order
 from bamboo.text.checkpoints import save_text
 from bamboo.workers import Report
@@ -85,8 +85,7 @@ class Run:
 
     def read(self, out: Path) -> dict[str, Any]:
         """Its scores."""
-        content: dict[str, Any] = json.loads(self.path(out).read_text(encoding="utf-8"))
-        return content
+        return dict(files.read_json(self.path(out)))
 
 
 def fine_tune(plan: Plan, run: Run, out: Path, report: Report | None = None) -> dict[str, Any]:
@@ -140,8 +139,7 @@ def predict_tests(plan: Plan, run: Run, out: Path) -> dict[str, Any]:
     """
     path = run.predictions(out)
     if path.is_file():
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
+        return dict(files.read_json(path))
     if not (run.model(out) / "model.safetensors").is_file():
         raise InputError(
             f"{run.name} was run without --keep-models or --submission, so its test set cannot be predicted: remove "
@@ -161,9 +159,7 @@ def predict_tests(plan: Plan, run: Run, out: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; what is not a number becomes null."""
-    strict = json.loads(json.dumps(content), parse_constant=lambda _: None)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(strict, indent=1) + "\n", encoding="utf-8")
+    files.write_json(path, json.loads(json.dumps(content), parse_constant=lambda _: None))
 
 
 def _data(plan: Plan, run: Run) -> GlueData:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bamboo.errors import InputError
-from bamboo.files import atomic_write
+from bamboo.files import write_text
 
 from .metrics import headline
 from .recipes import Setting
@@ -130,11 +130,8 @@ def write_all(path: Path, table: pd.DataFrame, page: str, figure: "Figure") -> l
     """Write a table as CSV with six decimals, a page as Markdown, and a figure; `path` has no suffix."""
     from bamboo.analysis.plots import save_figure
 
-    with atomic_write(path.with_suffix(".csv")) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6f")
-    with atomic_write(path.with_suffix(".md")) as temporary:
-        temporary.write_text(f"{page}\n", encoding="utf-8")
-    return [path.with_suffix(".csv"), path.with_suffix(".md"), *save_figure(figure, path)]
+    csv = write_text(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6f"))
+    return [csv, write_text(path.with_suffix(".md"), f"{page}\n"), *save_figure(figure, path)]
 
 
 def markdown(scores: Scores) -> str:

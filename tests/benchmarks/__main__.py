@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import platform
 import time
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bamboo.files import atomic_write
+from bamboo.files import write_json
 
 PARTS = ("training", "data", "analysis", "finetune", "came", "tokenize", "text", "glue")
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
@@ -185,8 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             results[part] = found
         print(f"{part}: {found if isinstance(found, str) else f'{time.perf_counter() - start:.0f} s'}", flush=True)
-    with atomic_write(arguments.out) as path:
-        path.write_text(json.dumps({"machine": machine(), "results": results, "skipped": skipped}, indent=2) + "\n")
+    write_json(arguments.out, {"machine": machine(), "results": results, "skipped": skipped})
     print(f"\n{table(results)}\n\n{arguments.out}")
 
 

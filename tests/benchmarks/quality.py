@@ -24,13 +24,12 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from bamboo.files import atomic_write
+from bamboo.files import read_json, write_json, write_text
 from bamboo.finetune.knn import collect, mean_patch_features, nearest_neighbour_accuracy
 from bamboo.optimizers import build_optimizer
 from bamboo.recipes import Recipe, scheduled_lr
 from bamboo.seeds import derive_seed
 from bamboo.shapes import Patches, Shape
-from bamboo.study.folders import read_json, write_json
 from bamboo.vision.data import ImageFolder
 from bamboo.vision.mae import MaskedAutoencoder, build_mae
 from bamboo.vision.pixels import PixelScale
@@ -151,8 +150,7 @@ def course(shape: Shape, run: Run, args: argparse.Namespace) -> pd.DataFrame:
     path = Path(args.out) / str(shape) / run.file
     if not path.exists():
         table = train(shape, run, Images(args.data, run.seed))
-        with atomic_write(path) as temporary:
-            table.to_csv(temporary, index=False)
+        write_text(path, table.to_csv(index=False))
     return pd.read_csv(path)
 
 
@@ -254,8 +252,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = pd.concat([compare(shape, args) for shape in args.shapes])
-    with atomic_write(Path(args.out) / "quality.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(Path(args.out) / "quality.csv", table.to_csv(index=False))
     print(table.to_string(index=False))
 
 

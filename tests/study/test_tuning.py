@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from bamboo.errors import InputError
+from bamboo.files import read_json
 from bamboo.study.changes import add_axes
-from bamboo.study.folders import cell_folder, failures, read_json, store
+from bamboo.study.folders import cell_folder, failures, store
 from bamboo.study.report import notes, write_report
 from bamboo.study.results import read_results
 from bamboo.study.running import run_locked
