@@ -8,12 +8,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from bamboo.errors import InputError, unknown
+from bamboo.vision.folders import EXTENSIONS
 
 from .model_sources import Opened
 
 Kind = Literal["images", "texts"]
 ENDINGS: dict[Kind, set[str]] = {
-    "images": {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"},
+    "images": {*EXTENSIONS},
     "texts": {".txt", ".text", ".md", ".rst"},
 }
 CHARACTERS = 8  # per token, at most: enough text to fill a sequence of nearly any language

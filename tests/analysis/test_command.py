@@ -32,6 +32,7 @@ from bamboo.analysis.report import summary_rows
 from bamboo.errors import InputError
 from bamboo.files import write_weights
 from bamboo.shapes import Shape
+from bamboo.vision.folders import EXTENSIONS
 from bamboo.vision.mae import build_mae
 from tests.browser import open_page
 
@@ -215,6 +216,13 @@ def test_folders_in_shards_are_read(safe: bool, tmp_path: Path):
 
 def test_photos_of_a_plain_folder_are_all_read(photos: Path):
     assert len(measured("timm:vit_tiny_patch16_224@random", photos, image_size=32).values) == 6
+
+
+@pytest.mark.parametrize("ending", EXTENSIONS)
+def test_every_kind_of_image_that_can_be_trained_on_is_profiled(checkpoint: Path, tmp_path: Path, ending: str):
+    for i in range(2):
+        Image.new("L", (16, 16), 20 * i).save(tmp_path / f"{i}{ending}")
+    assert sum(len(batch["image"]) for batch in open_data(str(tmp_path), open_model(str(checkpoint)), 4)) == 2
 
 
 def test_images_of_a_plain_folder_are_spread_evenly_over_its_classes(checkpoint: Path, tmp_path: Path):
