@@ -45,6 +45,7 @@ MAE = {
     "data": {"batch_size": 64, "crop_scale": 0.2, "augment": None, "erase": 0.0},
     "trainer": {"max_epochs": 800},
 }
+DEEP = MAE | {"model": MAE["model"] | {"init": "depth"}}  # our own choice
 PLAIN_HEAD = {"freeze": False, "batch_norm": False, "drop_path": 0.0, "layer_decay": 1.0}
 UNMIXED = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
 STRONG = {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}
@@ -151,6 +152,7 @@ def merged(*parts):
 def image_tables():
     families = {
         "pretrain/imagenet": ("imagenet", MAE, {}),
+        "pretrain/imagenet_deep": ("imagenet-deep", DEEP, {}),
         "finetune/imagenet": ("finetune", FINE_TUNING, FINE_TUNING_SIZES),
         "finetune/linear": ("linear", LINEAR, {}),
         "finetune/attentive": ("attentive", ATTENTIVE, {}),
