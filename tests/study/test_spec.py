@@ -241,7 +241,10 @@ def images(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", FILES)
+# Of the one with the most kinds of cells the others tell the same.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "branches.yaml")) for name in FILES]
+)
 def test_every_shipped_study_can_be_listed_and_its_cost_be_told(name, images, tmp_path, capsys):
     words = ["study", "--config", str(CONFIGS / "study" / name), "--out", str(tmp_path), "--seeds", "1"]
     study = read_study(CONFIGS / "study" / name)
