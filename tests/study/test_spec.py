@@ -7,7 +7,7 @@ import pytest
 from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.study.changes import add_axes
-from bamboo.study.folders import load_stored, store
+from bamboo.study.folders import extended, load_stored, store
 from bamboo.study.reading import read_study, study_of
 from bamboo.study.stages import run_config
 from tests.conftest import write_images
@@ -115,6 +115,15 @@ def test_seeds_shapes_and_values_of_axes_are_added_to_the_study_of_a_folder(tmp_
     assert len(capsys.readouterr().out.splitlines()) == 16
     with pytest.raises(InputError, match=r"its axes are \[\], not \['pool'\]"):
         store(tiny(tmp_path, seeds=3), out)
+
+
+def test_a_study_of_a_folder_keeps_the_numbers_of_its_cells_and_the_seed_that_tunes(tmp_path):
+    study = tiny(tmp_path, shapes=SHAPES[::-1], seeds=[3, 1])
+    store(study, tmp_path / "out")
+    assert extended(study, tmp_path / "out").cells() == study.cells()
+    assert extended(replace(study, seeds=[0, 1]), tmp_path / "out").seeds == [3, 1, 0]
+    middle = tiny(tmp_path, shapes=[{"depth": 4, "width": 45, "heads": 1}], seeds=[3])
+    assert [*extended(middle, tmp_path / "out").shapes] == ["2x64", "4x45", "8x32"]
 
 
 def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path, capsys):
