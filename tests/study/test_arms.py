@@ -10,6 +10,7 @@ from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, decoder_flops, encoder_flops
 from bamboo.study.arms import check_arms, differences
 from bamboo.study.changes import set_keys
+from bamboo.study.estimates import estimates
 from bamboo.study.reading import read_study
 from bamboo.study.stages import run_config
 from tests.runs import CONFIGS
@@ -102,6 +103,9 @@ def test_a_budget_of_samples_or_of_seconds(tmp_path):
     lengths = [run_config(study, study.cell(number), tmp_path, "train")["trainer"] for number in (0, 2)]
     assert [trainer["max_time"] for trainer in lengths] == ["00:12:30:00", "01:01:00:00"]
     assert {trainer["max_steps"] for trainer in lengths} == {-1}
+    for cost in estimates(study, study.cells(), tmp_path).values():
+        assert math.isnan(cost.flops)  # which nobody knows before
+        assert cost.seconds == 90_000
 
 
 def test_a_ladder_of_equal_flops(tmp_path):

@@ -149,6 +149,7 @@ def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path
         ({"shapes": [{"depht": 2}]}, "got {'depht': 2}"),
         ({"shapes": [*SHAPES, SHAPES[0]]}, "two shapes are called 2x64"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"seeds": [-1]}, "seeds must lie between 0 and 2^32 - 1, got -1"),
         ({"seeds": ["one"]}, "seeds[0]: Value 'one' of type 'str' could not be converted to Integer"),
         ({"objectives": {"mae": {**MAE, "kind": "mask"}}}, "unknown kind of objectives.mae 'mask': did you mean"),
         ({"objectives": {"mae": {**MAE, "sets": {}}}}, "objectives.mae.sets: Key 'sets' not in"),
@@ -180,7 +181,19 @@ def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path
         ),
         (
             {"budget": {"samples": 9}, "tune": {"keys": {"pool": ["avg"]}}, "axes": {"pool": ["avg"]}},
-            "pool is an axis and cannot be tuned too",
+            "model.init_args.pool is set by two axes, or by an axis and by tune: name it once",
+        ),
+        (
+            {"axes": {"base_lr": [1e-3, 2e-3], "model.init_args.recipe.base_lr": [3e-3]}},
+            "model.init_args.recipe.base_lr is set by two axes",
+        ),
+        (
+            {
+                "budget": {"samples": 9},
+                "tune": {"keys": {"model.init_args.recipe.base_lr": [3e-3]}},
+                "axes": {"base_lr": [1e-3]},
+            },
+            "model.init_args.recipe.base_lr is set by two axes, or by an axis and by tune",
         ),
         ({"margins": {"acuracy": 0.1}}, "unknown number of margins 'acuracy': did you mean"),
         ({"known_sd": {"accuracy": 0.0}}, "known_sd.accuracy must be above 0, got 0.0"),
@@ -213,6 +226,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
         (["--out", out], "holds no study"),
         (["--config", path, "--out", out, "--cell", "4"], "there is no cell 4: the study has cells 0 to 3"),
         (["--config", path, "--out", out, "--axis", "5"], "unknown axis '5'"),
+        (["--config", path, "--out", out, "--data", "photographs"], "--data: this study reads no folder"),
         (["--config", path, "--out", out, "--axis", "pool"], "axis pool needs values"),
         (["--config", path, "--out", out, "--seeds", "0"], "seeds must be at least 1"),
         (["--config", path, "--out", out, "--workers", "0"], "workers must be at least 1"),
@@ -229,6 +243,13 @@ def test_a_mistake_in_a_configuration_shows_before_anything_runs(tmp_path, capsy
     assert "objective supervised: " in error
     assert "max_epoch" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["name: [", "- 1", ""])
+def test_a_damaged_study_of_a_folder_is_one_line(tmp_path, text, capsys):
+    (tmp_path / "study.yaml").write_text(text)
+    assert main(["study", "--out", str(tmp_path), "--list"]) == 2
+    assert str(tmp_path / "study.yaml") in capsys.readouterr().err
 
 
 def test_a_mistake_names_the_file(tmp_path):
