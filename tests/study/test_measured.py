@@ -10,7 +10,7 @@ from sklearn.preprocessing import normalize
 from bamboo.analysis import profile
 from bamboo.analysis.model_sources import open_model
 from bamboo.analysis.profiles import Comparison
-from bamboo.checkpoints import load_encoder, pixel_scale
+from bamboo.checkpoints import load_classifier, load_encoder, pixel_scale
 from bamboo.shapes import Patches, Shape, encoder_flops
 from bamboo.study.folders import load_stored
 from bamboo.study.plots import plot_pairs
@@ -19,7 +19,7 @@ from bamboo.study.vision import mask_ratio
 from bamboo.vision.data import Digits
 from tests.runs import load
 
-from .tiny import MAE, SUPERVISED, rows, tiny
+from .tiny import MAE, SHAPES, SUPERVISED, rows, run_here, tiny
 
 
 def naive_excess(tokens):
@@ -113,6 +113,18 @@ def test_flops_of_a_stage_are_those_of_its_steps(out):
     assert cost["flops_then"] == 2 * 100 * 3 * encoder_flops(Shape(2, 64, 2), Patches.of(16, 4, 1))
     page = (out / "report.html").read_text()
     assert f"{cost['flops_then']:.3g}" in page
+
+
+def test_accuracy_is_that_on_what_is_held_out_of_the_data_that_the_classifier_is_trained_on(tmp_path):
+    then = {**MAE["then"], "set": {**MAE["then"]["set"], "data": {"init_args": {"seed": 7}}}}
+    study = tiny(tmp_path, objectives={"mae": {**MAE, "then": then}}, shapes=SHAPES[:1])
+    (done,) = read_results(study, run_here(study, tmp_path / "out")).done
+    network, _, scale = load_classifier(done.folder / "then" / "last.ckpt")
+    right = []
+    for batch in Digits(image_size=16, seed=7).val_dataloader():
+        with torch.no_grad():
+            right += (network(scale(batch["image"])).argmax(1) == batch["label"]).tolist()
+    assert done.numbers["accuracy"] == np.mean(right)
 
 
 def test_scores_are_drawn_against_smoothing_a_dot_for_each_cell(out):

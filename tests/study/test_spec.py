@@ -68,11 +68,15 @@ def test_sizes_of_batches_are_compared_as_they_are(tmp_path):
     study = tiny(tmp_path)
     recipe = study.objectives["supervised"].config["model"]["init_args"]["recipe"]
     recipe["effective_batch"] = 64
-    for axes, effective in (({}, 64), ({"batch_size": (16, 32)}, 0)):
-        cell = replace(study, axes=axes).cells()[-1]
-        assert (
-            run_config(study, cell, tmp_path, "train")["model"]["init_args"]["recipe"]["effective_batch"] == effective
-        )
+    size = "data.init_args.batch_size"
+    for axes, tried, effective in (
+        ({}, None, 64),
+        ({"batch_size": (16, 32)}, None, 0),
+        ({size: (16, 32)}, None, 0),
+        ({}, {size: 16}, 0),
+    ):
+        config = run_config(study, replace(study, axes=axes).cells()[-1], tmp_path, "train", tried)
+        assert config["model"]["init_args"]["recipe"]["effective_batch"] == effective
 
 
 def test_a_stored_study_is_read_back_whole(tmp_path):
