@@ -9,7 +9,7 @@ from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, decoder_flops, encoder_flops
 from bamboo.study.arms import check_arms, differences
-from bamboo.study.changes import set_keys
+from bamboo.study.changes import add_axes, set_keys
 from bamboo.study.estimates import estimates
 from bamboo.study.reading import read_study
 from bamboo.study.stages import run_config
@@ -56,6 +56,12 @@ def test_a_difference_that_is_not_listed_is_refused():
 def test_an_axis_of_fresh_weights_is_no_difference_to_the_fine_tuning_that_follows(key, values):
     study = replace(read_study(CONFIGS / "study/digits.yaml"), axes={key: values})
     check_arms(study, differences(study))
+
+
+def test_an_axis_that_another_objective_leaves_at_its_default_is_a_difference_whatever_its_first_value():
+    study = add_axes(read_study(CONFIGS / "study/digits.yaml"), ["data.init_args.crop_scale", "0.6", "0.9"])
+    with pytest.raises(InputError, match=r"crop_scale \(mae: 0.6; mae, then: 0.9; supervised: 0.9\)"):
+        check_arms(study, differences(study))
 
 
 def test_a_dry_run_prints_the_differences_and_neither_it_nor_a_run_goes_on_with_one_that_is_not_listed(
