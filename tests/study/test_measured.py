@@ -1,6 +1,7 @@
 """What a study says of its cells is what they are: beside naive definitions, timm and `bamboo.analysis.profile`."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from bamboo.checkpoints import load_classifier, load_encoder, pixel_scale
 from bamboo.shapes import Patches, Shape, encoder_flops
 from bamboo.study.folders import load_stored
 from bamboo.study.plots import plot_pairs
+from bamboo.study.report import notes
 from bamboo.study.results import FINETUNED, VISIBLE, VISIBLE_UNTRAINED, WHOLE, read_results
 from bamboo.study.vision import mask_ratio
 from bamboo.vision.data import Digits
@@ -96,6 +98,14 @@ def test_probes_of_every_layer_are_kept_and_the_narrowest_shape_is_left_as_it_is
         assert float(row["linear_probe_projected"]) in probes["linear_probe_projected"]
         assert (probes["linear_probe_projected"] == probes["linear_probe"]) == (row["width"] == "32")
         assert row["projected_width"] == "32"
+
+
+def test_a_narrower_shape_that_came_later_is_noted_for_probes_at_equal_width_do_not_compare(out):
+    results = read_results(load_stored(out), out)
+    assert not any("equal width" in line for line in notes(results))
+    wider = replace(results.done[0], numbers={**results.done[0].numbers, "projected_width": 64})
+    mixed = notes(replace(results, outcomes=(wider, *results.outcomes[1:])))
+    assert any("probes at equal width are of widths 32 and 64" in line for line in mixed)
 
 
 def test_parameters_are_counted_whole_in_the_encoder_and_in_the_blocks(out):
