@@ -59,7 +59,8 @@ def add_axes(study: Study, words: Sequence[str]) -> Study:
 
 def _value(word: str) -> Any:
     try:
-        return literal_eval(word)
+        value = literal_eval(word)
+        return [*value] if isinstance(value, tuple) else value
     except (ValueError, SyntaxError):  # a name
         return YAML_WORDS.get(word, word)
 
@@ -98,7 +99,7 @@ def united(merged: Study, other: Study, clash: str) -> Study:
         merged,
         shapes=shapes,
         objectives=merged.objectives | other.objectives,
-        axes={name: list(dict.fromkeys([*values, *other.axes[name]])) for name, values in merged.axes.items()},
+        axes={name: values + [v for v in other.axes[name] if v not in values] for name, values in merged.axes.items()},
         seeds=[*dict.fromkeys([*merged.seeds, *other.seeds])],
         differs=[*dict.fromkeys([*merged.differs, *other.differs])],
         allow_unequal=merged.allow_unequal or other.allow_unequal,

@@ -60,6 +60,20 @@ def test_the_words_of_yaml_are_values_of_an_axis(tmp_path):
     assert (model["attn_scale"], model["layer_scale"]) == (True, 0.1)
 
 
+def test_lists_are_values_of_an_axis_also_in_a_folder_that_is_there(tmp_path):
+    betas = "model.init_args.recipe.betas"
+    study = add_axes(tiny(tmp_path), [betas, "0.9,0.95", "[0.9,0.99]"])
+    assert study.axes == {betas: [[0.9, 0.95], [0.9, 0.99]]}
+    store(study, tmp_path / "out")
+    assert extended(add_axes(tiny(tmp_path), [betas, "0.9,0.99", "0.9,0.999"]), tmp_path / "out").axes == {
+        betas: [[0.9, 0.95], [0.9, 0.99], [0.9, 0.999]]
+    }
+    assert run_config(study, study.cells()[-1], tmp_path, "train")["model"]["init_args"]["recipe"]["betas"] == [
+        0.9,
+        0.99,
+    ]
+
+
 def test_an_axis_without_values_is_half_once_and_twice_what_is_configured(tmp_path):
     assert add_axes(tiny(tmp_path), ["batch_size"]).axes == {"batch_size": [16, 32, 64]}
 
