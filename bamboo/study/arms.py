@@ -11,7 +11,7 @@ from typing import Any
 from bamboo.errors import InputError
 
 from .budget import parse
-from .spec import Study, axis_key
+from .spec import Cell, Study, axis_key
 from .stages import run_config
 
 OWN = tuple(
@@ -67,16 +67,27 @@ def stages(study: Study) -> list[tuple[str, str]]:
 
 
 def differences(study: Study) -> list[Difference]:
-    """Keys whose values are not the same in all stages of all objectives, for the first shape and seed.
+    """Keys whose values are not the same in all stages of all objectives, at the first or last setting of the axes.
 
-    A stage without a key has its default in the class that has it: no drop path is a drop path of 0.
+    A stage without a key has its default in the class that has it: no drop path is a drop path of 0. An axis of one
+    objective alone, whose key the other leaves at its default, is a difference too.
     """
     if len(study.objectives) < 2:
         return []
-    first = {cell.objective: cell for cell in reversed(study.cells())}
+    cells = study.cells()
+    ends = (reversed(cells), cells) if study.axes else (reversed(cells),)
+    found: dict[str, Difference] = {}
+    for end in ends:
+        for difference in _differences(study, {cell.objective: cell for cell in end}):
+            found.setdefault(difference.key, difference)
+    return [*found.values()]
+
+
+def _differences(study: Study, cells: Mapping[str, Cell]) -> list[Difference]:
+    """The differences between cells, one of each objective."""
     settings: list[dict[str, Any]] = []
     for name, stage in stages(study):
-        column = _settings(run_config(study, first[name], Path(first[name].name), stage), name)
+        column = _settings(run_config(study, cells[name], Path(cells[name].name), stage), name)
         if stage == "then":  # behind the column of its own training
             column |= {key: settings[-1][key] for key in FRESH if key in settings[-1]}
         settings.append(column)

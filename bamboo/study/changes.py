@@ -59,7 +59,8 @@ def add_axes(study: Study, words: Sequence[str]) -> Study:
 
 def _value(word: str) -> Any:
     try:
-        return literal_eval(word)
+        value = literal_eval(word)
+        return [*value] if isinstance(value, tuple) else value
     except (ValueError, SyntaxError):  # a name
         return YAML_WORDS.get(word, word)
 
@@ -73,7 +74,9 @@ def _around(study: Study, name: str) -> list[Any]:
 
 
 def united(merged: Study, other: Study, clash: str) -> Study:
-    """The grids of two studies put together: their shapes by depth, objectives, seeds and values of axes.
+    """The grids of two studies put together: their shapes, objectives, seeds and values of axes.
+
+    What is new comes last, but for shapes, which are then sorted by depth: where nothing is, cells keep their numbers.
 
     Raises:
         InputError: `clash` and what differs, where cells of one name would not be the same in both.
@@ -90,12 +93,14 @@ def united(merged: Study, other: Study, clash: str) -> Study:
         if differing := [name for name in left.keys() & right.keys() if left[name] != right[name]]:
             raise InputError(f"{clash}: {kind} {differing[0]} differs")
     shapes = merged.shapes | other.shapes
+    if len(shapes) > len(merged.shapes):
+        shapes = dict(sorted(shapes.items(), key=lambda item: item[1].depth))
     return replace(
         merged,
-        shapes=dict(sorted(shapes.items(), key=lambda item: item[1].depth)),
+        shapes=shapes,
         objectives=merged.objectives | other.objectives,
-        axes={name: list(dict.fromkeys([*values, *other.axes[name]])) for name, values in merged.axes.items()},
-        seeds=sorted({*merged.seeds, *other.seeds}),
+        axes={name: values + [v for v in other.axes[name] if v not in values] for name, values in merged.axes.items()},
+        seeds=[*dict.fromkeys([*merged.seeds, *other.seeds])],
         differs=[*dict.fromkeys([*merged.differs, *other.differs])],
         allow_unequal=merged.allow_unequal or other.allow_unequal,
     )

@@ -1,5 +1,6 @@
 """`bamboo study` and `bamboo study-report`."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,9 @@ from bamboo.fit.compose import find_config
 if TYPE_CHECKING:
     from .results import Results
     from .spec import Study
+
+
+ROOT = "data.init_args.root"
 
 
 def study(
@@ -118,7 +122,9 @@ def _read(
     if threads is not None:
         plan = replace(plan, threads=threads)
     if data is not None:
-        plan = _count_classes(set_everywhere(plan, "data.init_args.root", data))
+        if not any(plan.stage_of(objective, ROOT) for objective in plan.objectives):
+            raise InputError("--data: this study reads no folder")
+        plan = _count_classes(set_everywhere(plan, ROOT, data))
     return _with_grid(plan, axis, seeds)
 
 
@@ -177,7 +183,9 @@ def _print_costs(plan: "Study", out: Path) -> None:
 
 
 def _scaled(value: float) -> str:
-    """A number with a prefix of the SI: 3.2e12 is 3.2 T."""
+    """A number with a prefix of the SI: 3.2e12 is 3.2 T; where it is not known, a question mark."""
+    if math.isnan(value):
+        return "?"
     power = 0
     while value >= 1000 and power < 7:
         value, power = value / 1000, power + 1

@@ -75,7 +75,8 @@ def _count(study: Study, cell: Cell, sizes: dict[str, int]) -> tuple[int, float]
         else:
             if (key := str(config["data"])) not in sizes:
                 sizes[key] = _epoch(data, study.train_samples)
-            flops += per_sample * sizes[key] * (trainer.get("max_epochs") or math.nan)
+            epochs = trainer.get("max_epochs") or -1
+            flops += per_sample * sizes[key] * (epochs if epochs > 0 else math.nan)  # as far as the seconds reach
     return parameters, flops
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -10,7 +10,7 @@ from bamboo.errors import InputError
 from bamboo.files import atomic_write, read_json, write_json
 
 from .changes import united
-from .reading import study_of
+from .reading import read_study
 from .spec import Cell, Study, check, folder_name
 
 STUDY, RESULT, FAILED, LAYERS = "study.yaml", "result.json", "failed.json", "layers.json"
@@ -38,11 +38,11 @@ def store(study: Study, out: Path) -> Study:
 
 
 def load_stored(out: Path) -> Study:
-    """The study that a folder was made by. Raises `InputError` where it is none."""
+    """The study that a folder was made by. Raises `InputError` where it is none, or damaged."""
     path = out / STUDY
     if not path.is_file():
         raise InputError(f"{out} holds no study: there is no {STUDY} in it")
-    return study_of(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+    return read_study(path)
 
 
 def tuning_file(study: Study, cell: Cell, out: Path) -> Path | None:

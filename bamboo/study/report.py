@@ -86,6 +86,12 @@ def notes(results: Results) -> list[str]:
         lines.append(f"{len(missing)} cells are not finished and in no mean: {some}")
     if results.study.allow_unequal:
         lines.append(f"the shapes need not be equal in {results.study.equal} here: allow_unequal is set")
+    widths = {outcome.numbers.get("projected_width") for outcome in results.done} - {None}
+    if len(widths) > 1:
+        some = " and ".join(f"{width:g}" for width in sorted(filter(None, widths)))
+        lines.append(
+            f"probes at equal width are of widths {some}, for a narrower shape came later: they do not compare"
+        )
     return [*lines, *_at_an_end(results), *not_asked(results)]
 
 

@@ -195,9 +195,13 @@ def merge_results(folders: Sequence[Path]) -> Results:
 
     Raises:
         InputError: where the studies are measured otherwise, an objective or shape of one name differs, or a cell
-            ended differently in two folders.
+            ended, or its rate was chosen, differently in two folders.
     """
     studies = {folder: load_stored(folder) for folder in folders}
+    tuned: dict[str, Any] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("tuning/*.json"))):
+        if (values := read_json(path)["chosen"]) != tuned.setdefault(path.stem, values):
+            raise InputError(f"{path} chose {values}, and {tuned[path.stem]} was chosen elsewhere: tune once, for all")
     (first, merged), *others = studies.items()
     for folder, other in others:
         merged = united(merged, other, f"{folder} holds another study than {first}")

@@ -253,7 +253,8 @@ def check(study: Study) -> Study:
 
     Raises:
         InputError: where a number is not positive, shapes are not equal in parameters, an axis has a mapping as a value
-            or belongs to no objective, a margin or deviation is of no number of `MARGINS`, or cells share a name.
+            or belongs to no objective, a key is set twice, a margin or deviation is of no number of `MARGINS`, or cells
+            share a name.
     """
     counts = {"seeds": len(study.seeds), "threads": study.threads, "workers": study.workers}
     counts["train_samples"] = 1 if study.train_samples is None else study.train_samples
@@ -274,13 +275,16 @@ def check(study: Study) -> Study:
     for name, values in study.axes.items():
         if any(isinstance(value, dict) for value in values):
             raise InputError(f"axes.{name}: a value is a mapping of keys; give an axis for each key, as in {name}.KEY")
-        if name in study.tune.keys:
-            raise InputError(f"{name} is an axis and cannot be tuned too")
         if not any(study.stage_of(objective, name) for objective in study.objectives):
             raise InputError(f"axis {name}: no objective configures the key {axis_key(name)}")
     for name in study.tune.keys:
         if not any(study.stage_of(objective, name) == "train" for objective in study.objectives):
             raise InputError(f"tune.keys.{axis_key(name)}: no objective trains by a key of that name")
+    for key, times in Counter(map(axis_key, (*study.axes, *study.tune.keys))).items():
+        if times > 1:
+            raise InputError(f"{key} is set by two axes, or by an axis and by tune: name it once")
+    if unusable := [seed for seed in study.seeds if not 0 <= seed < 2**32]:
+        raise InputError(f"seeds must lie between 0 and 2^32 - 1, got {unusable[0]}")
     (name, times), *_ = Counter(cell.name for cell in study.cells()).most_common(1)
     if times > 1:
         raise InputError(f"two cells are called {name}: give their shapes a label, or remove what is there twice")

@@ -5,7 +5,7 @@ import fcntl
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -63,10 +63,13 @@ def fit(study: Study, config: dict[str, Any], folder: Path, log: TextIO) -> floa
     return seconds
 
 
-def run_config(study: Study, cell: Cell, folder: Path, stage: str, recorders: bool = True) -> dict[str, Any]:
+def run_config(
+    study: Study, cell: Cell, folder: Path, stage: str, tried: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What `bamboo fit` is run with for a stage of a cell, `train` or `then`: complete, without interpolations.
 
-    `folder` is that of the cell, or of the cells that share its training, which without `recorders` is not measured.
+    `folder` is that of the cell, or of the cells that share its training, which is not measured where values are
+    `tried` in place of those that were chosen.
     """
     objective = study.objectives[cell.objective]
     changes: dict[str, Any] = {
@@ -80,9 +83,9 @@ def run_config(study: Study, cell: Cell, folder: Path, stage: str, recorders: bo
         if study.stage_of(cell.objective, name) == stage:
             changes[axis_key(name)] = [*value] if isinstance(value, tuple) else value
     if stage == "train":
-        changes |= chosen(study, cell, folder.parent.parent)
-        config, callbacks = objective.config, _recorders(study, folder / stage) if recorders else []
-        if "batch_size" in dict(cell.axes):  # which a recipe's own batch would undo by accumulation
+        changes |= chosen(study, cell, folder.parent.parent) if tried is None else tried
+        config, callbacks = objective.config, _recorders(study, folder / stage) if tried is None else []
+        if axis_key("batch_size") in changes:  # which a recipe's own batch would undo by accumulation
             changes["model.init_args.recipe.effective_batch"] = 0
     else:
         config, callbacks = objective.then or {}, []

@@ -33,12 +33,9 @@ def measure(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, Profile],
     encoder: Any = find_encoder(module)  # with its prediction head, where it has one
     numbers["encoder_parameters"] = sum(p.numel() for p in getattr(encoder, "base_model", encoder).parameters())
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    train, held_out = data.probe_loaders(study.evaluation.samples)
     profiles = {}
-    for label, state, loader in (
-        (UNTRAINED, "start", data.val_dataloader()),
-        (WHOLE, "last", data.val_dataloader()),
-        (TRAIN, "last", data.train_dataloader()),
-    ):
+    for label, state, loader in ((UNTRAINED, "start", held_out), (WHOLE, "last", held_out), (TRAIN, "last", train)):
         module.load_state_dict(read_file(folder / "train" / f"{state}.ckpt")["state_dict"])
-        profiles[label] = profile(encoder, loader, study.evaluation.measures, samples=study.evaluation.samples)
+        profiles[label] = profile(encoder, loader, study.evaluation.measures)
     return profiles, numbers

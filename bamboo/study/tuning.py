@@ -34,12 +34,12 @@ def choose(study: Study, cell: Cell, out: Path, log: TextIO) -> None:
         runs = []
         for number, values in enumerate(itertools.product(*keys.values())):
             combination = dict(zip(map(axis_key, keys), values, strict=True))
-            changes = combination | {
+            changes = {
                 "seed_everything": study.seeds[0],
                 "data.init_args.validate_on_train": study.tune.held_out,
                 "checkpoint.dirpath": str(folder / str(number)),
             }
-            config = set_keys(run_config(study, cell, folder / str(number), "train", recorders=False), changes)
+            config = set_keys(run_config(study, cell, folder / str(number), "train", combination), changes)
             config = budgeted(study, cell, "train", config, study.tune.share)
             run: dict[str, Any] = {"values": combination, "loss": None, "reason": ""}
             try:

@@ -51,8 +51,11 @@ def measure(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, Profile],
     if masked:
         numbers["loss"] = reconstruction_loss(last, data.val_dataloader(), cell.seed, device)
     if not masked or objective.then:
-        stage = "then" if objective.then else "train"
-        numbers["accuracy"] = accuracy(checkpoint(folder, stage), data.val_dataloader(), device)
+        stage, classified = "train", data
+        if objective.then:  # which may be of other images
+            follows: Any = OmegaConf.to_container(OmegaConf.load(folder / "then.yaml"))
+            stage, classified = "then", open_data(follows["data"])
+        numbers["accuracy"] = accuracy(checkpoint(folder, stage), classified.val_dataloader(), device)
     if settings.pictures:
         _save_pictures(folder, last, data, settings.pictures, masked, cell.seed)
     return profiles, numbers

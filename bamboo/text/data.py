@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from bamboo.data import SampledData
 from bamboo.errors import InputError
@@ -104,6 +104,19 @@ class TokenData(SampledData):
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out samples, each of them once over all processes."""
         return self.eval_loader(self.samples("val"))
+
+    def probe_loaders(self, limit: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Training samples and held-out ones, in order, for a look at a model: at most `limit` of each, evenly spread.
+
+        Neighbours are alike: WordNet lists animals beside animals.
+        """
+        return self._spread("train", limit), self._spread("val", limit)
+
+    def _spread(self, split: str, limit: int) -> DataLoader[Any]:
+        samples = self.samples(split)
+        count = min(limit, len(samples))
+        chosen = Subset(samples, [place * len(samples) // count for place in range(count)])
+        return DataLoader(chosen, self.batch_size, **self.loader_options())
 
 
 class TextData(TokenData):

@@ -9,7 +9,8 @@ from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, decoder_flops, encoder_flops
 from bamboo.study.arms import check_arms, differences
-from bamboo.study.changes import set_keys
+from bamboo.study.changes import add_axes, set_keys
+from bamboo.study.estimates import estimates
 from bamboo.study.reading import read_study
 from bamboo.study.stages import run_config
 from tests.runs import CONFIGS
@@ -57,6 +58,12 @@ def test_an_axis_of_fresh_weights_is_no_difference_to_the_fine_tuning_that_follo
     check_arms(study, differences(study))
 
 
+def test_an_axis_that_another_objective_leaves_at_its_default_is_a_difference_whatever_its_first_value():
+    study = add_axes(read_study(CONFIGS / "study/digits.yaml"), ["data.init_args.crop_scale", "0.6", "0.9"])
+    with pytest.raises(InputError, match=r"crop_scale \(mae: 0.6; mae, then: 0.9; supervised: 0.9\)"):
+        check_arms(study, differences(study))
+
+
 def test_a_dry_run_prints_the_differences_and_neither_it_nor_a_run_goes_on_with_one_that_is_not_listed(
     tmp_path, capsys
 ):
@@ -102,6 +109,9 @@ def test_a_budget_of_samples_or_of_seconds(tmp_path):
     lengths = [run_config(study, study.cell(number), tmp_path, "train")["trainer"] for number in (0, 2)]
     assert [trainer["max_time"] for trainer in lengths] == ["00:12:30:00", "01:01:00:00"]
     assert {trainer["max_steps"] for trainer in lengths} == {-1}
+    for cost in estimates(study, study.cells(), tmp_path).values():
+        assert math.isnan(cost.flops)  # which nobody knows before
+        assert cost.seconds == 90_000
 
 
 def test_a_ladder_of_equal_flops(tmp_path):

@@ -1,6 +1,7 @@
 """What a study says of its cells is what they are: beside naive definitions, timm and `bamboo.analysis.profile`."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,16 +11,17 @@ from sklearn.preprocessing import normalize
 from bamboo.analysis import profile
 from bamboo.analysis.model_sources import open_model
 from bamboo.analysis.profiles import Comparison
-from bamboo.checkpoints import load_encoder, pixel_scale
+from bamboo.checkpoints import load_classifier, load_encoder, pixel_scale
 from bamboo.shapes import Patches, Shape, encoder_flops
 from bamboo.study.folders import load_stored
 from bamboo.study.plots import plot_pairs
+from bamboo.study.report import notes
 from bamboo.study.results import FINETUNED, VISIBLE, VISIBLE_UNTRAINED, WHOLE, read_results
 from bamboo.study.vision import mask_ratio
 from bamboo.vision.data import Digits
 from tests.runs import load
 
-from .tiny import MAE, SUPERVISED, rows, tiny
+from .tiny import MAE, SHAPES, SUPERVISED, rows, run_here, tiny
 
 
 def naive_excess(tokens):
@@ -98,6 +100,14 @@ def test_probes_of_every_layer_are_kept_and_the_narrowest_shape_is_left_as_it_is
         assert row["projected_width"] == "32"
 
 
+def test_a_narrower_shape_that_came_later_is_noted_for_probes_at_equal_width_do_not_compare(out):
+    results = read_results(load_stored(out), out)
+    assert not any("equal width" in line for line in notes(results))
+    wider = replace(results.done[0], numbers={**results.done[0].numbers, "projected_width": 64})
+    mixed = notes(replace(results, outcomes=(wider, *results.outcomes[1:])))
+    assert any("probes at equal width are of widths 32 and 64" in line for line in mixed)
+
+
 def test_parameters_are_counted_whole_in_the_encoder_and_in_the_blocks(out):
     for row in rows(out / "cells.csv"):
         weights = load(out / "cells" / row["cell"] / "train" / "last.ckpt")["state_dict"]
@@ -113,6 +123,18 @@ def test_flops_of_a_stage_are_those_of_its_steps(out):
     assert cost["flops_then"] == 2 * 100 * 3 * encoder_flops(Shape(2, 64, 2), Patches.of(16, 4, 1))
     page = (out / "report.html").read_text()
     assert f"{cost['flops_then']:.3g}" in page
+
+
+def test_accuracy_is_that_on_what_is_held_out_of_the_data_that_the_classifier_is_trained_on(tmp_path):
+    then = {**MAE["then"], "set": {**MAE["then"]["set"], "data": {"init_args": {"seed": 7}}}}
+    study = tiny(tmp_path, objectives={"mae": {**MAE, "then": then}}, shapes=SHAPES[:1])
+    (done,) = read_results(study, run_here(study, tmp_path / "out")).done
+    network, _, scale = load_classifier(done.folder / "then" / "last.ckpt")
+    right = []
+    for batch in Digits(image_size=16, seed=7).val_dataloader():
+        with torch.no_grad():
+            right += (network(scale(batch["image"])).argmax(1) == batch["label"]).tolist()
+    assert done.numbers["accuracy"] == np.mean(right)
 
 
 def test_scores_are_drawn_against_smoothing_a_dot_for_each_cell(out):

@@ -7,7 +7,7 @@ import pytest
 from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.study.changes import add_axes
-from bamboo.study.folders import load_stored, store
+from bamboo.study.folders import extended, load_stored, store
 from bamboo.study.reading import read_study, study_of
 from bamboo.study.stages import run_config
 from tests.conftest import write_images
@@ -60,6 +60,20 @@ def test_the_words_of_yaml_are_values_of_an_axis(tmp_path):
     assert (model["attn_scale"], model["layer_scale"]) == (True, 0.1)
 
 
+def test_lists_are_values_of_an_axis_also_in_a_folder_that_is_there(tmp_path):
+    betas = "model.init_args.recipe.betas"
+    study = add_axes(tiny(tmp_path), [betas, "0.9,0.95", "[0.9,0.99]"])
+    assert study.axes == {betas: [[0.9, 0.95], [0.9, 0.99]]}
+    store(study, tmp_path / "out")
+    assert extended(add_axes(tiny(tmp_path), [betas, "0.9,0.99", "0.9,0.999"]), tmp_path / "out").axes == {
+        betas: [[0.9, 0.95], [0.9, 0.99], [0.9, 0.999]]
+    }
+    assert run_config(study, study.cells()[-1], tmp_path, "train")["model"]["init_args"]["recipe"]["betas"] == [
+        0.9,
+        0.99,
+    ]
+
+
 def test_an_axis_without_values_is_half_once_and_twice_what_is_configured(tmp_path):
     assert add_axes(tiny(tmp_path), ["batch_size"]).axes == {"batch_size": [16, 32, 64]}
 
@@ -68,11 +82,15 @@ def test_sizes_of_batches_are_compared_as_they_are(tmp_path):
     study = tiny(tmp_path)
     recipe = study.objectives["supervised"].config["model"]["init_args"]["recipe"]
     recipe["effective_batch"] = 64
-    for axes, effective in (({}, 64), ({"batch_size": (16, 32)}, 0)):
-        cell = replace(study, axes=axes).cells()[-1]
-        assert (
-            run_config(study, cell, tmp_path, "train")["model"]["init_args"]["recipe"]["effective_batch"] == effective
-        )
+    size = "data.init_args.batch_size"
+    for axes, tried, effective in (
+        ({}, None, 64),
+        ({"batch_size": (16, 32)}, None, 0),
+        ({size: (16, 32)}, None, 0),
+        ({}, {size: 16}, 0),
+    ):
+        config = run_config(study, replace(study, axes=axes).cells()[-1], tmp_path, "train", tried)
+        assert config["model"]["init_args"]["recipe"]["effective_batch"] == effective
 
 
 def test_a_stored_study_is_read_back_whole(tmp_path):
@@ -117,6 +135,15 @@ def test_seeds_shapes_and_values_of_axes_are_added_to_the_study_of_a_folder(tmp_
         store(tiny(tmp_path, seeds=3), out)
 
 
+def test_a_study_of_a_folder_keeps_the_numbers_of_its_cells_and_the_seed_that_tunes(tmp_path):
+    study = tiny(tmp_path, shapes=SHAPES[::-1], seeds=[3, 1])
+    store(study, tmp_path / "out")
+    assert extended(study, tmp_path / "out").cells() == study.cells()
+    assert extended(replace(study, seeds=[0, 1]), tmp_path / "out").seeds == [3, 1, 0]
+    middle = tiny(tmp_path, shapes=[{"depth": 4, "width": 45, "heads": 1}], seeds=[3])
+    assert [*extended(middle, tmp_path / "out").shapes] == ["2x64", "4x45", "8x32"]
+
+
 def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path, capsys):
     shapes = [SHAPES[0], {"depth": 9, "width": 32, "heads": 1}]
     with pytest.raises(InputError, match=r"shape 9x32 has \+14.4% of the parameters of 2x64"):
@@ -140,6 +167,7 @@ def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path
         ({"shapes": [{"depht": 2}]}, "got {'depht': 2}"),
         ({"shapes": [*SHAPES, SHAPES[0]]}, "two shapes are called 2x64"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"seeds": [-1]}, "seeds must lie between 0 and 2^32 - 1, got -1"),
         ({"seeds": ["one"]}, "seeds[0]: Value 'one' of type 'str' could not be converted to Integer"),
         ({"objectives": {"mae": {**MAE, "kind": "mask"}}}, "unknown kind of objectives.mae 'mask': did you mean"),
         ({"objectives": {"mae": {**MAE, "sets": {}}}}, "objectives.mae.sets: Key 'sets' not in"),
@@ -171,7 +199,19 @@ def test_shapes_of_unequal_parameters_are_refused_unless_told_otherwise(tmp_path
         ),
         (
             {"budget": {"samples": 9}, "tune": {"keys": {"pool": ["avg"]}}, "axes": {"pool": ["avg"]}},
-            "pool is an axis and cannot be tuned too",
+            "model.init_args.pool is set by two axes, or by an axis and by tune: name it once",
+        ),
+        (
+            {"axes": {"base_lr": [1e-3, 2e-3], "model.init_args.recipe.base_lr": [3e-3]}},
+            "model.init_args.recipe.base_lr is set by two axes",
+        ),
+        (
+            {
+                "budget": {"samples": 9},
+                "tune": {"keys": {"model.init_args.recipe.base_lr": [3e-3]}},
+                "axes": {"base_lr": [1e-3]},
+            },
+            "model.init_args.recipe.base_lr is set by two axes, or by an axis and by tune",
         ),
         ({"margins": {"acuracy": 0.1}}, "unknown number of margins 'acuracy': did you mean"),
         ({"known_sd": {"accuracy": 0.0}}, "known_sd.accuracy must be above 0, got 0.0"),
@@ -204,6 +244,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
         (["--out", out], "holds no study"),
         (["--config", path, "--out", out, "--cell", "4"], "there is no cell 4: the study has cells 0 to 3"),
         (["--config", path, "--out", out, "--axis", "5"], "unknown axis '5'"),
+        (["--config", path, "--out", out, "--data", "photographs"], "--data: this study reads no folder"),
         (["--config", path, "--out", out, "--axis", "pool"], "axis pool needs values"),
         (["--config", path, "--out", out, "--seeds", "0"], "seeds must be at least 1"),
         (["--config", path, "--out", out, "--workers", "0"], "workers must be at least 1"),
@@ -220,6 +261,13 @@ def test_a_mistake_in_a_configuration_shows_before_anything_runs(tmp_path, capsy
     assert "objective supervised: " in error
     assert "max_epoch" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["name: [", "- 1", ""])
+def test_a_damaged_study_of_a_folder_is_one_line(tmp_path, text, capsys):
+    (tmp_path / "study.yaml").write_text(text)
+    assert main(["study", "--out", str(tmp_path), "--list"]) == 2
+    assert str(tmp_path / "study.yaml") in capsys.readouterr().err
 
 
 def test_a_mistake_names_the_file(tmp_path):

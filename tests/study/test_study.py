@@ -15,6 +15,7 @@ import pytest
 from bamboo.analysis.profiles import Comparison
 from bamboo.cli import main
 from bamboo.errors import Diverged, InputError
+from bamboo.files import write_json
 from bamboo.study.changes import add_axes
 from bamboo.study.folders import cell_folder, cell_state, failures, load_stored, store, waiting
 from bamboo.study.report import write_report
@@ -199,6 +200,13 @@ def test_different_studies_are_not_merged(tmp_path):
         store(tiny(tmp_path, **changes), tmp_path / name)
         with pytest.raises(InputError, match=message):
             merge_results([tmp_path / "one", tmp_path / name])
+    for name, rate in (("one", 1e-3), ("five", 2e-3)):
+        store(tiny(tmp_path), tmp_path / name)
+        write_json(tmp_path / name / "tuning" / "mae-2x64.json", {"chosen": {"base_lr": rate}})
+    with pytest.raises(
+        InputError, match=r"five/tuning/mae-2x64.json chose .*0.002}, and .*0.001} was chosen elsewhere"
+    ):
+        merge_results([tmp_path / "one", tmp_path / "five"])
     with pytest.raises(InputError, match="holds no study"):
         merge_results([tmp_path / "one", tmp_path / "none"])
 

@@ -4,10 +4,13 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from bamboo.analysis import profile
+from bamboo.analysis.model_sources import open_model
 from bamboo.study.folders import cell_folder
 from bamboo.study.judging import judge
 from bamboo.study.report import write_report
 from bamboo.study.results import read_results
+from bamboo.text.glosses import GlossSubjects
 from tests.runs import CONFIGS, load
 
 from .tiny import run_here, tiny
@@ -31,6 +34,10 @@ def test_a_study_of_text_measures_similarity_masked_words_and_accuracy(tmp_path)
         assert any("head" in name for name in weights)
         expected = sum(tensor.numel() for name, tensor in weights.items() if "head" not in name)
         assert numbers["encoder_parameters"] == expected, [name for name in weights if "layer" not in name]
+    held_out = GlossSubjects(vocab_size=2048).probe_loaders(8)[1]  # of many subjects, as the test of it says
+    encoder = open_model(str(cell_folder(tmp_path / "out", study.cell(1)) / "train" / "last.ckpt")).model
+    expected = profile(encoder, held_out, ["excess_similarity"]).curve("excess_similarity").mean[-1]
+    assert supervised["excess"] == pytest.approx(expected, abs=1e-6)
     assert 0 <= mlm["masked_accuracy"] < 1 < mlm["loss"]
     assert 0 < mlm["most_frequent_token"] < 1
     assert [judgement.verdict for judgement in judge(results)] == ["undecided"]  # there is one depth

@@ -47,6 +47,19 @@ def test_a_batch_is_padded_and_says_what_is_read():
     assert 0.08 < val / 21_844 < 0.12
 
 
+def test_what_is_looked_at_is_spread_over_all_subjects():
+    data = GlossSubjects(vocab_size=500, length=16, batch_size=100)
+    for split, loader in zip(("train", "val"), data.probe_loaders(256), strict=True):
+        samples, batches = data.samples(split), list(loader)
+        looked = torch.cat([batch["label"] for batch in batches])
+        assert len(looked) == 256
+        whole = samples.batch(range(len(samples)))["label"].bincount(minlength=16) / len(samples)
+        assert torch.allclose(looked.bincount(minlength=16) / 256, whole, atol=0.01)
+        last = 255 * len(samples) // 256
+        assert torch.equal(batches[-1]["input_ids"][-1], samples.batch([last])["input_ids"][0])
+    assert len(data.probe_loaders(10**6)[1].dataset) == len(data.samples("val"))
+
+
 def test_classification_from_scratch_learns_and_logs(run):
     logs = last(run, "scratch_glosses").parent.parent
     losses = list(scalars(logs, "train/loss").values())
