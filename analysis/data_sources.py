@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from bamboo.errors import InputError, unknown
+from bamboo.sampling import evenly_spread
 from bamboo.vision.folders import EXTENSIONS
 
 from .model_sources import Opened
@@ -116,7 +117,7 @@ def _blocks(path: Path, opened: Opened, samples: int, batch_size: int, max_lengt
 def _pieces(path: Path, opened: Opened, samples: int, batch_size: int, max_length: int) -> Texts:
     """Pieces of text of about `max_length` tokens, evenly spread, each from the start of a word."""
     text, size = _read_all(path), CHARACTERS * max_length
-    starts = [place * size for place in _spread(samples, max(len(text) // size, 1))]
+    starts = [place * size for place in evenly_spread(max(len(text) // size, 1), samples)]
     pieces = (text[start : start + size] for start in starts)
     whole = [piece.split(" ", 1)[-1] if start else piece for piece, start in zip(pieces, starts, strict=True)]
     return _tokenised(whole, opened, batch_size, max_length)
@@ -125,7 +126,7 @@ def _pieces(path: Path, opened: Opened, samples: int, batch_size: int, max_lengt
 def _lines(path: Path, opened: Opened, samples: int, batch_size: int, max_length: int) -> Texts:
     """Lines that are not empty, evenly spread."""
     lines = [line for line in _read_all(path).splitlines() if line.strip()]
-    return _tokenised([lines[place] for place in _spread(samples, len(lines))], opened, batch_size, max_length)
+    return _tokenised([lines[place] for place in evenly_spread(len(lines), samples)], opened, batch_size, max_length)
 
 
 def _tokenised(texts: Iterable[str], opened: Opened, batch_size: int, max_length: int) -> Texts:
@@ -146,9 +147,3 @@ def _read_all(path: Path) -> str:
     if not text.strip():
         raise InputError(f"{path} holds no text")
     return text
-
-
-def _spread(count: int, available: int) -> list[int]:
-    """`count` numbers below `available`, evenly spread; all of them where there are fewer."""
-    count = min(count, available)
-    return [place * available // count for place in range(count)]

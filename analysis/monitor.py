@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bamboo.errors import InputError
 
-from .architectures import Prefix, Stack, find_prefix, find_stack
+from .architectures import Prefix, Stack, find_prefix, find_stack, part_of
 from .captures import State, capture
 from .inputs import words_of
 from .measures.similarity_split import sample_sums, split
@@ -193,13 +193,8 @@ def log_steps(total: float, points: int) -> list[int]:
 
 def find_encoder(module: nn.Module) -> nn.Module:
     """The part of a LightningModule that holds the encoder, or the module itself."""
-    for path in ENCODERS:
-        part: Any = module
-        for name in path.split("."):
-            part = getattr(part, name, None)
-        if isinstance(part, nn.Module):
-            return part
-    return module
+    parts = (part_of(module, path) for path in ENCODERS)
+    return next((part for part in parts if isinstance(part, nn.Module)), module)
 
 
 def _counted(batch: Any) -> Tensor | None:

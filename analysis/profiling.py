@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from bamboo.errors import InputError
+from bamboo.processes import of_all_processes
 
 from .architectures import find_stack
 from .captures import capture
@@ -116,13 +117,9 @@ def _take(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[
 
 def _gather(fingerprints: list[int], recorder: Recorder) -> tuple[NDArray[np.float32], dict[Place, Sums]]:
     """The numbers of all samples of all processes, ordered by fingerprint, so not by reading; and the common sums."""
-    values, marks, sums = np.concatenate(recorder.rows), np.asarray(fingerprints), recorder.split.state()
-    if distributed.is_available() and distributed.is_initialized():
-        parts: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(parts, (marks, values, sums))
-        marks, values = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        sums = united([part[2] for part in parts])
-    return values[np.argsort(marks, kind="stable")], sums
+    parts = of_all_processes((fingerprints, np.concatenate(recorder.rows), recorder.split.state()))
+    marks, values = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    return values[np.argsort(marks, kind="stable")], united([part[2] for part in parts])
 
 
 def _undefined(values: NDArray[np.float32], keys: Sequence[Key]) -> list[str]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from bamboo.errors import Diverged, InputError
 from bamboo.nonfinite import first_non_finite, leave_out
+from bamboo.processes import of_all_processes
 from bamboo.training import TrainingModule, is_logged
 
 
@@ -145,7 +146,7 @@ class NonFiniteGuard(Callback):
         if noted is None or not noted.is_bad():
             return
         assert isinstance(pl_module, TrainingModule)
-        culprit = agree(first_non_finite(pl_module, noted.batch, noted.batch_idx), trainer)
+        culprit = agree(first_non_finite(pl_module, noted.batch, noted.batch_idx))
         what = "a gradient" if "gradient" in culprit else "the loss"
         raise (InputError if culprit.startswith("the batch's") else Diverged)(
             f"{what} is not finite at step {noted.step}: the first tensor that is not is {culprit}{_last(trainer)}"
@@ -157,15 +158,12 @@ def reads_at_once(device: torch.device) -> bool:
     return device.type != "cuda"
 
 
-def agree(culprit: str | None, trainer: Trainer) -> str:
+def agree(culprit: str | None) -> str:
     """What to call the culprit, where each process has looked for it in its own batch."""
-    world = trainer.world_size
-    culprits = [culprit] * world
-    if world > 1:
-        distributed.all_gather_object(culprits, culprit)
+    culprits = of_all_processes(culprit)
     for rank, name in enumerate(culprits):
         if name:
-            return f"{name} (process {rank} of {world})" if world > 1 else name
+            return f"{name} (process {rank} of {len(culprits)})" if len(culprits) > 1 else name
     return "not seen when the batch is run again"
 
 

@@ -1,15 +1,12 @@
 """What the data modules of images and of texts share: loaders that deal samples to processes and restart anywhere."""
 
-import platform
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from lightning import LightningDataModule
-from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from bamboo.errors import InputError
 from bamboo.sampling import EvalSampler, Loader, TrainSampler
 from bamboo.seeds import derive_seed
 
@@ -83,42 +80,3 @@ class SampledData(LightningDataModule):
 
 def _as_it_is(batch: T) -> T:
     return batch
-
-
-def from_first_process(read: Callable[[], T]) -> T:
-    """What `read` gives on the first process, sent to the others; all must call this, and all raise what it raises."""
-    if not _several_processes():
-        return read()
-    outcome: list[Any] = [None]
-    if distributed.get_rank() == 0:
-        try:
-            outcome = [read()]
-        except InputError as error:
-            outcome = [error]
-        except Exception as error:  # of any kind, which may not survive being sent
-            outcome = [RuntimeError(f"the first process failed: {error!r}").with_traceback(error.__traceback__)]
-    distributed.broadcast_object_list(outcome)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    result: T = outcome[0]
-    return result
-
-
-def check_everywhere(check: Callable[[], object]) -> None:
-    """Call `check` on every process; all must call this, and all raise the `InputError` that it raises on any."""
-    if not _several_processes():
-        check()
-        return
-    reason = ""
-    try:
-        check()
-    except InputError as error:
-        reason = f"process {distributed.get_rank()} on {platform.node()}: {error}"
-    reasons = [""] * distributed.get_world_size()
-    distributed.all_gather_object(reasons, reason)
-    if bad := next(filter(None, reasons), None):
-        raise InputError(bad)
-
-
-def _several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

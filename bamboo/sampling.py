@@ -1,7 +1,7 @@
 """Which sample comes when: the same for any number of workers and processes, also after a restart within an epoch."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,13 @@ from bamboo.seeds import derive_seed
 
 NOTHING = -1
 """The index that stands for no sample at all."""
+
+
+def evenly_spread(available: int, limit: int | None) -> Sequence[int]:
+    """At most `limit` of the numbers below `available`, evenly spread; all of them for None."""
+    if limit is None or limit >= available:
+        return range(available)
+    return [place * available // limit for place in range(limit)]
 
 
 class TrainSampler(DistributedSampler[Any]):

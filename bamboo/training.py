@@ -1,7 +1,7 @@
 """The Lightning module that trains by a recipe, whatever the task."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bamboo.clock import Clock, find_timer
+from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.optimizers import build_optimizer, unscales
 from bamboo.recipes import Recipe, accumulation, scaled_lr, scheduled_lr
@@ -45,6 +46,7 @@ class TrainingModule(LightningModule):
     """
 
     seed: int
+    compile_blocks = False
 
     def __init__(self, recipe: Recipe | Mapping[str, Any]) -> None:
         super().__init__()
@@ -53,6 +55,11 @@ class TrainingModule(LightningModule):
     def compute(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and what else is worth logging, for one batch in `train` or `val`."""
         raise NotImplementedError
+
+    def compile_on_gpu(self, blocks: Iterable[nn.Module]) -> None:
+        """Compile blocks in place where `compile_blocks` asks for it and there is a GPU."""
+        if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
+            compile_in_training(blocks)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one step. The host waits for the device at the steps that are logged alone.

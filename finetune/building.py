@@ -7,7 +7,8 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from bamboo.checkpoints import load_encoder, pixel_scale
+from bamboo.checkpoints.loading import load_encoder
+from bamboo.checkpoints.reading import read_source
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, find_shape
 from bamboo.tables import table
@@ -40,7 +41,8 @@ def make_encoder(
             raise InputError("without a pretrained encoder give model.init_args.shape and model.init_args.patch_size")
         patches = Patches.of(image_size, patch_size, in_chans)
         return build_encoder(find_shape(shape), patches, **options), PixelScale(in_chans)
-    encoder, report = load_encoder(source, image_size, in_chans)
+    checkpoint = read_source(source, image_size)
+    encoder, report = load_encoder(checkpoint, image_size, in_chans)
     own_shape, own_patch = shape_of(encoder), encoder.patch_embed.patch_size[0]
     wanted = own_shape if shape is None else find_shape(shape)
     if own_shape != wanted:
@@ -56,7 +58,7 @@ def make_encoder(
             raise InputError(
                 f"{source} has {name} {own_options[name]}, and model.init_args.{name} says {options[name]}"
             )
-    scale = pixel_scale(source)
+    scale = checkpoint.scale
     print(report)
     return encoder, scale if scale.mean.numel() == in_chans else PixelScale(in_chans)
 

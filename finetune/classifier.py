@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.optimizers import layer_decay_groups
 from bamboo.recipes import Recipe
@@ -150,8 +149,7 @@ class Classifier(TrainingModule):
         self._data_classes = None  # predictions are not compared with labels
         if data is not None and stage != "predict":
             self._check_data(data)
-        if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
-            compile_in_training(self.model.blocks)
+        self.compile_on_gpu(self.model.blocks)
 
     def _check_data(self, data: Any) -> None:
         if not data.num_classes:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.utilities.distributed import gather_all_tensors
 
+from bamboo.processes import of_all_processes
 from bamboo.vision.encoder import encode
 
 PIXELS = 1024
@@ -65,12 +65,6 @@ def nearest_neighbours_right(
 def nearest_neighbour_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **options: Any) -> float:
     """Share of test samples that `nearest_neighbours_right` gets right."""
     return float(nearest_neighbours_right(train, test, **options).double().mean())
-
-
-def of_all_processes(rows: Tensor) -> Tensor:
-    """The rows (n, ...) of all processes, of which each has its own number."""
-    shared = distributed.is_available() and distributed.is_initialized()
-    return torch.cat(gather_all_tensors(rows)) if shared else rows
 
 
 class NeighbourProbe(Callback):
@@ -129,5 +123,6 @@ class NeighbourProbe(Callback):
         device = trainer.strategy.root_device
         with trainer.precision_plugin.forward_context():
             train, test = (collect(features, loader, device) for loader in self.loaders)  # type: ignore[union-attr]
-        bank = of_all_processes(train[0]), of_all_processes(train[1])
-        return float(of_all_processes(nearest_neighbours_right(bank, test)).double().mean())
+        bank, labels = (torch.cat(of_all_processes(part.cpu())).to(device) for part in train)
+        right = of_all_processes(nearest_neighbours_right((bank, labels), test).cpu())
+        return float(torch.cat(right).double().mean())

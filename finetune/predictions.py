@@ -8,20 +8,16 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import distributed
 
 from bamboo.files import write_text
+from bamboo.processes import of_all_processes
 
 
 def in_order(parts: Sequence[Mapping[str, torch.Tensor]]) -> pd.DataFrame:
     """What the `predict_step`s of all processes say of a data set, sorted by the column `number`."""
     frames = [pd.DataFrame({name: value.cpu().numpy() for name, value in part.items()}) for part in parts]
     whole = pd.concat(frames) if frames else pd.DataFrame(columns=["number", "label", "predicted", "probability"])
-    if distributed.is_available() and distributed.is_initialized():
-        gathered: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, whole)
-        whole = pd.concat(gathered)
-    return whole.sort_values("number", ignore_index=True)
+    return pd.concat(of_all_processes(whole)).sort_values("number", ignore_index=True)
 
 
 class PredictionWriter(Callback):

@@ -13,8 +13,7 @@ from torch import distributed, multiprocessing
 
 import bamboo.callbacks
 from bamboo.callbacks import NonFiniteGuard
-from bamboo.data import from_first_process
-from bamboo.finetune.knn import of_all_processes
+from bamboo.processes import from_first_process, of_all_processes
 from bamboo.recipes import Recipe
 from bamboo.vision import folders
 from bamboo.vision.data import ImageFolder
@@ -84,7 +83,7 @@ def data_of_a_folder(rank, root):
     results |= {"predicted": [data.predict_source().name(i) for i in range(13)], "predict_walks": len(walks)}
     results["missing"] = outcome(ImageFolder(str(root / "none")).setup)
     results["unexpected"] = outcome(lambda: from_first_process(lambda: 1 / rank))
-    results["rows"] = of_all_processes(torch.full((rank + 1, 2), rank)).tolist()
+    results["rows"] = [rows.tolist() for rows in of_all_processes(torch.full((rank + 1, 2), rank))]
     read = Files.read
     if rank == 1:  # as if the files were on the other machine alone
 
@@ -168,7 +167,7 @@ def test_what_fails_on_one_process_is_raised_by_all_so_that_none_hangs(seen, ima
 
 
 def test_uneven_rows_are_gathered_whole(seen):
-    assert [results["rows"] for results in seen] == [[[0, 0], [1, 1], [1, 1]]] * 2
+    assert [results["rows"] for results in seen] == [[[[0, 0]], [[1, 1], [1, 1]]]] * 2
 
 
 def test_two_processes_of_which_one_sees_a_bad_batch_stop_together(seen):

@@ -101,7 +101,7 @@ class Count(Callback):
 )
 def test_blocks_compile_once_whatever_runs_between_the_steps(graphs, options, expected):
     module, count = tiny_mae(**options), Count(graphs)
-    compile_in_training(module.blocks(), backend="eager")
+    compile_in_training([*module.mae.encoder.blocks, *module.mae.decoder.blocks], backend="eager")
     assert not any("_orig_mod" in name for name in module.state_dict())
     data = Digits(image_size=32, batch_size=64, num_workers=0)
     watch = [count, SimilarityMonitor(every_n_steps=3), NeighbourProbe(every_n_epochs=1, max_samples=100)]
@@ -123,7 +123,7 @@ def test_a_compiled_step_is_the_plain_one(graphs):
     for compiled in (False, True):
         module = tiny_mae()
         if compiled:
-            compile_in_training(module.blocks(), backend="aot_eager")
+            compile_in_training([*module.mae.encoder.blocks, *module.mae.decoder.blocks], backend="aot_eager")
             assert deepcopy(module.mae).encoder.blocks[0]._compiled_call_impl is None  # which would be of the original
         train(module, Images())
         weights.append(module.state_dict())

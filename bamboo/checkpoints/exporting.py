@@ -71,7 +71,7 @@ def _write_timm(model: Checkpoint, out: Path) -> list[Path]:
         raise InputError(f"{model.source} is {model.kind}: only plain ViTs of Bamboo's own shapes are exported")
     arguments, patches = _arguments(model), model.patches
     shape, head = find_shape(arguments["shape"]), model.head or Head("token", ())
-    tensors = classifier_tensors(model) if model.head else load_encoder(model.source)[0].state_dict()
+    tensors = classifier_tensors(model) if model.head else load_encoder(model)[0].state_dict()
     more = {"qkv_bias": arguments["qkv_bias"], "init_values": arguments["layer_scale"]}
     sizes = {"img_size": patches.image_size, "patch_size": patches.patch_size, "in_chans": patches.in_chans}
     widths = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": shape.mlp_ratio}
@@ -99,7 +99,7 @@ def _write_mae(model: Checkpoint, format: str, out: Path) -> list[Path]:
     height, width = model.patches.image_size
     if height != width:
         raise InputError(f"format {format} knows square images alone, not {height}x{width}: export as timm")
-    tensors = load_mae(model.source).state_dict()
+    tensors = load_mae(model).state_dict()
     if format == "hf":
         return _write_vit(model, to_huggingface(tensors), out)
     renamed = {key: tensor.clone() for key, tensor in to_reference(tensors).items()}

@@ -62,7 +62,7 @@ class Report:
 
 
 def load_encoder(
-    source: str | Path, image_size: ImageSize | None = None, in_chans: int | None = None
+    source: str | Path | Checkpoint, image_size: ImageSize | None = None, in_chans: int | None = None
 ) -> tuple[VisionTransformer, Report]:
     """A pretrained encoder without a head, in evaluation mode, and a report on every key that did not match.
 
@@ -101,7 +101,7 @@ def _reason(name: str) -> str:
     return next(reason for pattern, reason in _REASONS if re.match(pattern, name))
 
 
-def load_mae(source: str | Path) -> MaskedAutoencoder:
+def load_mae(source: str | Path | Checkpoint) -> MaskedAutoencoder:
     """A masked autoencoder in evaluation mode: of a Bamboo checkpoint, a reference MAE file or a Hugging Face ViTMAE.
 
     What the source does not say (in a reference file the mask ratio and the normalisation) is `build_mae`'s default.
@@ -110,7 +110,7 @@ def load_mae(source: str | Path) -> MaskedAutoencoder:
         InputError: where the source cannot be read, has no decoder, or a weight is missing or of another shape.
     """
     checkpoint = read_source(source)
-    tensors = dict(checkpoint.tensors)
+    source, tensors = checkpoint.source, dict(checkpoint.tensors)
     if "decoder.embed.weight" not in tensors or not checkpoint.arguments["qkv_bias"]:
         raise InputError(f"{source} ({checkpoint.kind}) is no masked autoencoder: it has no decoder of ours")
     try:

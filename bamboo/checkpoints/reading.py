@@ -71,12 +71,14 @@ class Checkpoint:
         return PixelScale(in_chans, mean, std) if mean and std and len(mean) == in_chans else PixelScale(in_chans)
 
 
-def read_source(source: str | Path, image_size: ImageSize | None = None) -> Checkpoint:
-    """Read an image model; `image_size` helps where a file has a grid that is not square.
+def read_source(source: str | Path | Checkpoint, image_size: ImageSize | None = None) -> Checkpoint:
+    """Read an image model, if that is not done yet; `image_size` helps where a file has a grid that is not square.
 
     Raises:
         InputError: one line that names the source and says what is wrong with it.
     """
+    if isinstance(source, Checkpoint):
+        return source
     opened = find_source(source)
     if opened.random and opened.content:
         raise InputError(f"{source}: random weights are drawn for timm:NAME{RANDOM}, and for folders by profile alone")

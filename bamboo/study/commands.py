@@ -76,14 +76,14 @@ def study(
     if list:
         for each in plan.cells():
             print(f"{each.number:>4}  {cell_state(cell_folder(out, each)):<8} {each.name}")
-    elif dry_run:
-        _print_costs(plan, out)
     elif report_only:
         _write_report(read_results(plan, out), out)
+    elif "???" in str(plan.to_dict()) and (plan.train_samples is None or not dry_run):
+        raise InputError("the study reads data of yours: give their folder with --data FOLDER")
+    elif dry_run:
+        _print_costs(plan, out)
     else:
         left = [each for each in waiting(plan, out, retry) if chosen in (None, each)]
-        if "???" in str(plan.to_dict()):
-            raise InputError("the study reads data of yours: give their folder with --data FOLDER")
         if left:  # builds the models and finds the data, so that a mistake shows once and before anything runs
             from .arms import check_arms, differences, show
             from .estimates import estimates
@@ -164,8 +164,6 @@ def _print_costs(plan: "Study", out: Path) -> None:
     from .arms import check_arms, differences, show
     from .estimates import NOTE, estimates
 
-    if plan.train_samples is None and "???" in str(plan.to_dict()):
-        raise InputError("the study reads data of yours: give their folder with --data FOLDER")
     costs = estimates(plan, plan.cells(), out)
     if differing := differences(plan):
         print(table(show(plan, differing)), end="\n\n")

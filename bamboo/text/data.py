@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from bamboo.data import SampledData
 from bamboo.errors import InputError
-from bamboo.sampling import NOTHING, Loader
+from bamboo.sampling import NOTHING, Loader, evenly_spread
 from bamboo.seeds import derive_seed
 from bamboo.text.corpus import Corpus, Tokens
 from bamboo.text.packing import encode
@@ -49,11 +49,10 @@ class Blocks(Samples):
 
     def __init__(self, stream: Tokens, length: int, tokenizer: Tokenizer, limit: int | None = None):
         self.stream, self.length, self.ids = stream, length, special_ids(tokenizer)
-        self.available = len(stream) // (length - 2)
-        self.count = self.available if limit is None else min(limit, self.available)
+        self.places = evenly_spread(len(stream) // (length - 2), limit)
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.places)
 
     def __getstate__(self) -> dict[str, Any]:
         # Not so for a part of a map, which numpy gives the name of the whole file.
@@ -71,7 +70,7 @@ class Blocks(Samples):
         blocks = np.empty((len(numbers), self.length), np.int64)
         blocks[:, 0], blocks[:, -1] = self.ids["cls"], self.ids["sep"]
         for row, number in enumerate(numbers):
-            start = number * self.available // self.count * (self.length - 2)
+            start = self.places[number] * (self.length - 2)
             blocks[row, 1:-1] = self.stream[start : start + self.length - 2]
         ids = torch.from_numpy(blocks)
         return {"input_ids": ids, "special_tokens_mask": torch.isin(ids, torch.tensor([*self.ids.values()]))}

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.recipes import Recipe
 from bamboo.shapes import find_shape
@@ -74,8 +73,7 @@ class MLMPretraining(TextModule):
         special[list(self.ids.values())] = True
         self.register_buffer("special", special, persistent=False)
         self.register_buffer("continues", continues, persistent=False)
-        if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
-            compile_in_training(blocks_of(self.model))
+        self.compile_on_gpu(blocks_of(self.model))
 
     def mask(self, ids: Tensor, *key: str | int) -> Masked:
         """The masks of a batch (B, T) of this process; `key` says which batch of which epoch it is."""

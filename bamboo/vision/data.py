@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from bamboo.data import check_everywhere, from_first_process
 from bamboo.errors import InputError
+from bamboo.processes import check_everywhere, from_first_process
 from bamboo.seeds import derive_seed
 from bamboo.vision.folders import Sources, all_images, check_readable, folder_sources
 from bamboo.vision.image_data import ImageData as ImageData

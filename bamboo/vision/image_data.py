@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from bamboo.data import SampledData
 from bamboo.errors import InputError
-from bamboo.sampling import EvalSampler, Loader
+from bamboo.sampling import EvalSampler, Loader, evenly_spread
 from bamboo.vision.folders import Sources, hold_out
-from bamboo.vision.images import MODES, Source, class_subset, spread
+from bamboo.vision.images import MODES, Source, class_subset
 from bamboo.vision.views import EvalImages, TrainImages, collate
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,8 @@ class ImageData(SampledData):
 
     def probe_loader(self, source: Source, limit: int | None = None, shared: bool = False) -> DataLoader[Any]:
         """Whole images of any source, as `probe_loaders` gives them."""
-        images = EvalImages(spread(source, limit), self.size)
+        places = evenly_spread(len(source), limit)
+        images = EvalImages(source if len(places) == len(source) else source.subset(places), self.size)
         sampler = EvalSampler(images, self.batch_size, *self.processes) if shared else None
         return DataLoader(images, batch_size=self.batch_size, sampler=sampler, **self.loader_options())
 

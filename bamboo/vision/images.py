@@ -125,13 +125,6 @@ class Arrays(Source):
         return Arrays(self.images[torch.as_tensor(indices)], self.labels[indices])
 
 
-def spread(source: Source, limit: int | None) -> Source:
-    """At most `limit` of the images, evenly spread."""
-    if limit is None or limit >= len(source):
-        return source
-    return source.subset(np.arange(limit) * len(source) // limit)
-
-
 def class_subset(source: Source, fraction: float = 1.0, shots: int | None = None, seed: int = 0) -> Source:
     """A share of each class, at least one image, or `shots` images of each; a smaller draw lies in a larger one."""
     if fraction == 1 and shots is None:

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
-from bamboo.compiling import compile_in_training
 from bamboo.errors import InputError
 from bamboo.recipes import Recipe
 from bamboo.training import TrainingModule, plain_arguments
@@ -51,12 +50,7 @@ class MAEPretraining(TrainingModule):
     def setup(self, stage: str) -> None:
         """Check that the data fit, and compile the blocks in place, which leaves the names of the weights alone."""
         self._check_data(getattr(self.trainer, "datamodule", None))
-        if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
-            compile_in_training(self.blocks())
-
-    def blocks(self) -> list[nn.Module]:
-        """What `compile` compiles."""
-        return [*self.mae.encoder.blocks, *self.mae.decoder.blocks]
+        self.compile_on_gpu([*self.mae.encoder.blocks, *self.mae.decoder.blocks])
 
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of byte images (B, C, H, W) under the masks of this step."""

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from bamboo.data import SampledData
 from bamboo.errors import InputError
-from bamboo.sampling import Loader
+from bamboo.sampling import Loader, evenly_spread
 
 from .batches import Batches, EvalBatches, TrainBatches, tokenise
 from .encoders import longest_text, tells_pairs_apart
@@ -179,9 +179,6 @@ class TextFiles(GlueData):
 
 def subset(examples: Examples, samples: int | None) -> Examples:
     """So many examples at most, evenly spread; all of them for None."""
-    count = len(examples.first)
-    if samples is None or samples >= count:
-        return examples
-    rows = [i * count // samples for i in range(samples)]
+    rows = evenly_spread(len(examples.first), samples)
     columns: list[Any] = [part if part is None else [part[row] for row in rows] for part in examples]
     return Examples(*columns)

@@ -209,6 +209,14 @@ def test_an_encoder_of_another_shape_or_patch_is_one_line(tmp_path):
         Classifier(10, source, **{**TINY, "patch_size": 2})
 
 
+def test_weights_of_oblong_images_without_their_size_are_fine_tuned_at_the_size_that_is_given(tmp_path):
+    source, weights = tmp_path / "weights.pth", build_encoder(Shape(2, 64, 1), Patches.of((8, 16), 4, 1)).state_dict()
+    torch.save(weights, source)
+    model = Classifier(10, source, image_size=(8, 16), in_chans=1).model
+    assert model.patch_embed.grid_size == (2, 4)
+    assert torch.equal(model.blocks[1].attn.qkv.weight, weights["blocks.1.attn.qkv.weight"])
+
+
 def test_a_checkpoint_of_another_model_is_one_line(uninterrupted, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("validate", "--ckpt_path", str(last(uninterrupted)), "--model.init_args.pool", "token") == 2
