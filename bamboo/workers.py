@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import cycle, islice
 from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
@@ -57,6 +58,25 @@ def run_tasks(
     finally:
         for worker in workers:
             worker.stop()
+
+
+def worker_environments(workers: int | None = None, on_cpu: int = 1) -> list[dict[str, str]]:
+    """Which GPU each worker sees: one for each GPU, or `workers` of them that share the GPUs.
+
+    Without a GPU there are `workers`, or `on_cpu`, and no variables.
+
+    Raises:
+        InputError: where that many workers cannot be.
+    """
+    import torch
+
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    count = torch.cuda.device_count()
+    if not count:
+        return [{}] * (workers or on_cpu)
+    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")
+    return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in islice(cycle(gpus), workers or count)]
 
 
 def reason_of(error: Exception) -> str:

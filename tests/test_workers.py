@@ -8,7 +8,7 @@ import sys
 from tqdm import tqdm
 
 from bamboo.errors import InputError
-from bamboo.workers import run_tasks
+from bamboo.workers import run_tasks, worker_environments
 
 
 def work(task, report):
@@ -54,3 +54,19 @@ def test_more_workers_than_tasks_and_tasks_than_workers_all_end():
     assert run(["one"], 2) == ({"one": None}, 2)
     ended, moved = run([str(number) for number in range(5)], 2)
     assert (len(ended), moved) == (5, 10)
+
+
+def test_workers_have_a_gpu_each_or_share_those_that_there_are(monkeypatch):
+    import torch  # not above, for workers import this file
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert [worker_environments(*given) for given in ((), (None, 3), (2, 3))] == [[{}], [{}] * 3, [{}] * 2]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def gpus(*given):
+        return [environment["CUDA_VISIBLE_DEVICES"] for environment in worker_environments(*given)]
+
+    assert [gpus(), gpus(None, 7), gpus(1), gpus(3)] == [["0", "1"], ["0", "1"], ["0"], ["0", "1", "0"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [gpus(), gpus(1), gpus(4)] == [["5", "7"], ["5"], ["5", "7", "5", "7"]]

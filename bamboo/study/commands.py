@@ -1,7 +1,6 @@
 """`bamboo study` and `bamboo study-report`."""
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +43,8 @@ def study(
         axis: a further axis and its values, as in `batch_size 64 128 256` or `pool token avg`; any key of the
             configuration by its path; without values half, once and twice what is configured. Several in a row.
         seeds: number of seeds, instead of the study's.
-        workers: cells at a time on a CPU, instead of the study's; with GPUs there is one for each of them.
+        workers: cells at a time, which share the GPUs; by default one for each GPU, or without GPUs those of
+            the study.
         threads: of each worker, instead of the study's; their number changes the last bits of results.
         cell: run this cell alone, without a report, as in a SLURM array.
         list: print the cells and their state, and run nothing.
@@ -93,7 +93,7 @@ def study(
             check_arms(plan, differing)
             write_json(out / DIFFERENCES, {"table": show(plan, differing)})
         store(plan, out)
-        run_cells(plan, left, out, plan.workers, _devices(plan))
+        run_cells(plan, left, out, workers)
         for name, reason in failures(plan, out).items():
             print(f"failed: {name}: {reason}")
         if chosen is None:
@@ -146,16 +146,6 @@ def _count_classes(plan: "Study") -> "Study":
                 data = open_data({"class_path": config["data"]["class_path"], "init_args": root})
                 return set_everywhere(plan, "model.init_args.num_classes", data.num_classes)
     return plan
-
-
-def _devices(plan: "Study") -> list[str]:
-    """GPUs, one worker each; none where training takes all of them, or there are none."""
-    import torch
-
-    if plan.launch:
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _print_costs(plan: "Study", out: Path) -> None:

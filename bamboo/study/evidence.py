@@ -66,7 +66,7 @@ def _doubts(results: Results, claim: Claim, seeds: Mapping[str, list[int]]) -> I
         done = [outcome for series in claim.series for outcome in results.of(series)]
         moved = [outcome.numbers[MOVED] for outcome in done if MOVED in outcome.numbers]
         if moved:
-            yield f"moved by up to {max(moved):.3f} over the last third of training"
+            yield f"a cell moved by up to {max(moved):.3f} over the last third of training"
         if len(moved) < len(done):
             yield f"whether it has settled is not known of {len(done) - len(moved)} of {len(done)} cells"
     fewest = min(map(len, seeds.values()))

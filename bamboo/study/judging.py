@@ -25,9 +25,10 @@ RULE = (
     "not. Intervals are at 95 % by Student's t over seeds; with one seed, normal with the study's known_sd of each "
     "cell, if there is one. Two-sided values of p are corrected by Holm over all claims that have one. What is claimed "
     "of every depth is judged by the depth with the greatest p or, where some lie on the other side, by the smallest p "
-    "of those, times the number of depths. The verdict is the first of these that applies. Not settled: in a cell of "
+    "of those, times the number of depths. The verdict is the first of these that applies. Not settled: at a shape of "
     "the contrast, excess similarity moved over the last third of training, in log steps, by more than the effect or, "
-    "where the interval lies within the margin, by more than that. No difference: the whole interval lies within the "
+    "where the interval lies within the margin, by more than that, on average over seeds; or by how much is not known "
+    "of a cell. No difference: the whole interval lies within the "
     f"margin. Holds, contradicted: the corrected p is below {LEVEL:g}, the effect on the claimed or the other side. "
     "Undecided: all else; the seeds needed are the fewest with which an effect and spread like these pass whatever the "
     "other claims do."
@@ -77,7 +78,7 @@ class Judgement:
 
 
 class _Part(NamedTuple):
-    """A contrast of a claim as measured, and how far similarity moved at last in any of its cells."""
+    """A contrast of a claim as measured, and how far similarity moved at last, at most, at one of its shapes."""
 
     name: str
     seeds: dict[str, list[int]]
@@ -118,7 +119,7 @@ def _test(results: Results, claim: Claim) -> _Test:
 def _measure(results: Results, claim: Claim, name: str, contrast: Contrast) -> _Part:
     cells = [(series, label) for series, weights in contrast.items() for label in weights]
     smoothing = claim.quantity == EXCESS
-    moved = [value for cell in cells if smoothing for value in results.values(*cell, MOVED).values()]
+    moved = [_moved(results, *cell) for cell in cells if smoothing]
     diverged = smoothing and any(results.diverged(*cell) for cell in cells)
     samples: dict[Series, dict[int, float]] = {
         series: {} if diverged else sample(results, claim.quantity, series, weights)
@@ -132,6 +133,14 @@ def _measure(results: Results, claim: Claim, name: str, contrast: Contrast) -> _
     measured = estimate(arms, [sd * norm for norm in norms] if sd else None)
     seeds = {series.label: [*values] for series, values in samples.items()}
     return _Part(name, seeds, measured, max(moved, default=0.0))
+
+
+def _moved(results: Results, series: Series, label: str) -> float:
+    """How far excess moved at last, a mean over the seeds of a shape; infinite where it is not known of one of them."""
+    measured, moved = (results.values(series, label, name) for name in (EXCESS, MOVED))
+    if measured.keys() - moved.keys():
+        return math.inf
+    return float(np.mean([*moved.values()])) if moved else 0.0
 
 
 def _judgement(results: Results, test: _Test, p_holm: float, level: float) -> Judgement:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bamboo.errors import Diverged
 from bamboo.files import write_json
-from bamboo.workers import Report, reason_of, run_tasks
+from bamboo.workers import Report, reason_of, run_tasks, worker_environments
 
 from .folders import FAILED, RESULT, cell_folder, cell_state, write_failure
 from .spec import Cell, Study
@@ -23,13 +23,16 @@ from .stages import fit, locked, run_config
 from .tuning import choose
 
 
-def run_cells(study: Study, cells: Sequence[Cell], out: Path, workers: int, devices: Sequence[str] = ()) -> None:
-    """Run cells in worker processes, one for each of `devices` (numbers of GPUs), or `workers` without GPUs.
+def run_cells(study: Study, cells: Sequence[Cell], out: Path, workers: int | None = None) -> None:
+    """Run cells in worker processes, one for each GPU, or without GPUs those of the study, unless `workers` are given.
+
+    Where the study has a command that starts training, GPUs are left to it.
 
     A cell whose worker dies, for want of memory or by a signal, is recorded as failed, and the others go on.
     """
     threads = {"OMP_NUM_THREADS": str(study.threads), "MKL_NUM_THREADS": str(study.threads)}
-    environments = [threads | {"CUDA_VISIBLE_DEVICES": device} for device in devices] or [threads] * workers
+    count = workers or study.workers
+    environments = [threads | own for own in ([{}] * count if study.launch else worker_environments(workers, count))]
     total = len(study.cells())
 
     def ended(cell: Cell, reason: str | None) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from bamboo.errors import InputError
-from bamboo.workers import Report, reason_of, run_tasks
+from bamboo.workers import Report, reason_of, run_tasks, worker_environments
 
 from .recipes import SEARCH, Setting
 from .runs import FROM_MNLI, Plan, Run, fine_tune, write_json
@@ -42,7 +41,7 @@ def sweep(
         setting: hyperparameters of all tasks; None searches for each task, under the first seed, the setting of
             `SEARCH` that is best on the dev set, with which the other seeds are then run; the first one, which chose,
             is not among the runs that are returned.
-        workers: see `worker_environments`.
+        workers: runs at a time, see `worker_environments`.
 
     Returns:
         The finished runs, and what the others failed of, by name.
@@ -51,6 +50,8 @@ def sweep(
         InputError: where the folder holds the scores of another sweep.
     """
     environments = worker_environments(workers)
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // len(environments)))}
+    environments = [threads | own for own in environments]
     _claim(out, plan, setting)
     failures: dict[str, str] = {}
     with tqdm(unit="example", unit_scale=True, total=0, dynamic_ncols=True) as bar:
@@ -71,21 +72,6 @@ def sweep(
         failures |= finish([run for run in runs if run not in after_mnli], plan)
         failures |= finish(after_mnli, plan)
     return [run for run in runs if run.finished(out)], failures
-
-
-def worker_environments(workers: int | None = None) -> list[dict[str, str]]:
-    """The variables of each worker: one per GPU; without one, `workers` that share the threads, one by default.
-
-    Raises:
-        InputError: where that many workers cannot be.
-    """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers must be at least 1, got {workers}")
-    if gpus := torch.cuda.device_count():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible.split(",")[: workers or gpus]]
-    count = workers or 1
-    return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}] * count
 
 
 def _finish(

@@ -9,7 +9,8 @@ not reported. A faster recipe is trained for a share of the reference's time, wi
 
 Seconds are steps times the seconds of a step, which all sides take in turns. The peer is transformers' ViTMAE: from the
 same weights its loss equals the reference's (`tests/vision/test_mae.py`), so it is timed and not trained again. Timings
-and runs leave files in the folder, and what is there is not run again.
+and runs leave files in the folder, and what is there is not run again: so a GPU (`--device cuda`) can train what a
+folder with the seconds of a CPU is judged by.
 """
 
 import argparse
@@ -71,11 +72,15 @@ class Run(NamedTuple):
 class Images:
     """Training views batch by batch, and held-out and training images to measure on, of a folder."""
 
-    def __init__(self, root: str, seed: int) -> None:
+    def __init__(self, root: str, seed: int, device: str) -> None:
         self.data = ImageFolder(root=root, image_size=IMAGE, batch_size=BATCH, crop_scale=0.6, seed=seed)
         train, held_out = self.data.sources.train, self.data.probe_loader(self.data.sources.val, HELD_OUT)
         self.held_out, self.bank = held_out, self.data.probe_loader(train, BANK)
-        self.scale = PixelScale(3)
+        self.device, self.pixel_scale = torch.device(device), PixelScale(3).to(device)
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Bytes (B, 3, H, W) as standardised pixels, on the device."""
+        return self.pixel_scale(images.to(self.device))
 
     def views(self, steps: int) -> Iterator[Tensor]:
         """Standardised training views (B, 3, H, W) of so many steps."""
@@ -104,13 +109,13 @@ def build(shape: Shape, recipe: str, seed: int) -> MaskedAutoencoder:
 
 def train(shape: Shape, run: Run, images: Images) -> pd.DataFrame:
     """The course of a run: held-out loss and nearest neighbours after some of its steps."""
-    model, recipe = build(shape, run.recipe, run.seed), Recipe(base_lr=run.rate)
+    model, recipe = build(shape, run.recipe, run.seed).to(images.device), Recipe(base_lr=run.rate)
     optimizer = build_optimizer(param_groups_weight_decay(model, recipe.weight_decay), recipe)
     rows = []
     for step, views in enumerate(images.views(run.steps)):
         for group in optimizer.param_groups:
             group["lr"] = scheduled_lr(step, 0.07 * run.steps, run.steps, run.rate)
-        model(views, noise_of(run.seed, "mask", step, count=len(views))).loss.backward()
+        model(views, noise_of(run.seed, "mask", step, count=len(views)).to(images.device)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         done = step + 1
@@ -127,10 +132,10 @@ def train(shape: Shape, run: Run, images: Images) -> pd.DataFrame:
 def held_out_loss(model: MaskedAutoencoder, images: Images) -> float:
     """Mean loss of all hidden patches of held-out images, however few of them a training step predicts."""
     predicted, model.predicted = model.predicted, model.encoder.patch_embed.num_patches - model.visible
-    losses = [
-        model(images.scale(batch["image"]), noise_of("held out", number, count=len(batch["image"]))).loss
-        for number, batch in enumerate(images.held_out)
-    ]
+    losses = []
+    for number, batch in enumerate(images.held_out):
+        noise = noise_of("held out", number, count=len(batch["image"])).to(images.device)
+        losses.append(model(images.scale(batch["image"]), noise).loss)
     model.predicted = predicted
     return float(torch.stack(losses[: HELD_OUT // BATCH]).mean())  # of whole batches
 
@@ -141,7 +146,7 @@ def neighbours(model: MaskedAutoencoder, images: Images) -> dict[str, float]:
     def features(batch: Tensor) -> Tensor:
         return mean_patch_features(model.encoder, images.scale(batch))
 
-    bank, queries = (collect(features, loader, torch.device("cpu")) for loader in (images.bank, images.held_out))
+    bank, queries = (collect(features, loader, images.device) for loader in (images.bank, images.held_out))
     return {"neighbours": nearest_neighbour_accuracy(bank, queries)}
 
 
@@ -149,28 +154,37 @@ def course(shape: Shape, run: Run, args: argparse.Namespace) -> pd.DataFrame:
     """The CSV of a run, which is trained if there is none."""
     path = Path(args.out) / str(shape) / run.file
     if not path.exists():
-        table = train(shape, run, Images(args.data, run.seed))
+        table = train(shape, run, Images(args.data, run.seed, args.device))
         write_text(path, table.to_csv(index=False))
     return pd.read_csv(path)
 
 
-def step_seconds(shape: Shape, rounds: int) -> dict[str, float]:
-    """Processor seconds of a training step by side, medians over rounds in which all take turns."""
+def step_seconds(shape: Shape, rounds: int, device: str) -> dict[str, float]:
+    """Seconds of a training step by side, of the processor or the GPU, medians over rounds in which all take turns."""
     peer = build_peer(shape, Patches.of(IMAGE, PATCH), DECODER)
     models: dict[str, nn.Module] = {name: build(shape, name, 0) for name in RECIPES} | {"transformers": peer}
-    views, noise = torch.randn(BATCH, 3, IMAGE, IMAGE), noise_of("time", count=BATCH)
+    models = {name: model.to(device) for name, model in models.items()}
+    views, noise = torch.randn(BATCH, 3, IMAGE, IMAGE, device=device), noise_of("time", count=BATCH).to(device)
     optimizers = {
         name: build_optimizer(param_groups_weight_decay(model, 0.05), Recipe()) for name, model in models.items()
     }
     taken: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, model in models.items():
-            start = time.process_time()
+            start = now(device)
             model(views, noise=noise).loss.backward()
             optimizers[name].step()
             optimizers[name].zero_grad()
-            taken[name].append(time.process_time() - start)
+            taken[name].append(now(device) - start)
     return {name: statistics.median(times[1:]) for name, times in taken.items()}  # the first round warms up
+
+
+def now(device: str) -> float:
+    """Seconds, of the processor or, when all that it was given is done, of a GPU."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def reached(table: pd.DataFrame, column: str, goal: float) -> float:
@@ -191,7 +205,7 @@ def compare(shape: Shape, args: argparse.Namespace) -> pd.DataFrame:
     """Train what is needed at a shape; a row for each seed and measure of quality."""
     steps, path = args.steps, Path(args.out) / str(shape) / "seconds.json"
     if not path.exists():
-        write_json(path, step_seconds(shape, args.rounds))
+        write_json(path, step_seconds(shape, args.rounds, args.device))
     seconds = read_json(path)
     print(f"{shape}: seconds of a step {seconds}", flush=True)
 
@@ -248,6 +262,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500, help="of the reference, with batches of 64")
     parser.add_argument("--times", type=float, default=3.0, help="how many times shorter a faster recipe trains")
+    parser.add_argument("--device", default="cpu", help="that trains, and is timed")
     parser.add_argument("--rounds", type=int, default=15, help="in which steps are timed")
     args = parser.parse_args()
     torch.set_num_threads(1)

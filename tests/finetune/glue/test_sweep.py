@@ -24,7 +24,7 @@ from bamboo.finetune.glue.metrics import compute
 from bamboo.finetune.glue.reading import read_split
 from bamboo.finetune.glue.recipes import SEARCH, Setting
 from bamboo.finetune.glue.runs import Plan, Run, fine_tune, predict_tests
-from bamboo.finetune.glue.sweep import sweep, worker_environments
+from bamboo.finetune.glue.sweep import sweep
 from bamboo.finetune.glue.tasks import DIAGNOSTIC, TASKS, find_tasks
 from bamboo.workers import reason_of
 from tests.runs import ROOT, same
@@ -120,19 +120,6 @@ def test_what_fails_is_said_and_leaves_the_others(plan, tmp_path, monkeypatch, w
     (tmp_path / "cells" / "cola-seed1.json").rmdir()
     runs, failures = sweep(plan, find_tasks(["cola"]), [0, 1], tmp_path, SIZES, SETTING, workers)
     assert ([run.seed for run in runs], failures) == ([0, 1], {})
-
-
-def test_each_worker_has_a_gpu_or_its_share_of_the_threads(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert worker_environments() == [{"OMP_NUM_THREADS": "6"}]
-    assert worker_environments(4) == [{"OMP_NUM_THREADS": "1"}] * 4
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert worker_environments(3) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert worker_environments() == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]
-    assert worker_environments(1) == [{"CUDA_VISIBLE_DEVICES": "5"}]
 
 
 def test_seeds_differ_and_a_cell_alone_is_a_cell_of_a_sweep(plan, tmp_path):
