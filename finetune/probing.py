@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bamboo.analysis.captures import State, capture
 from bamboo.analysis.measures import token_similarity
+from bamboo.finetune.knn import mean_patch_features
 from bamboo.seeds import derive_seed
 from bamboo.vision.pixels import PixelScale
 
@@ -21,11 +22,13 @@ class LayerFeatures(NamedTuple):
         features: (layers, n, width), the mean of the patch tokens on the residual stream.
         labels: (n,).
         similarity: (layers,), the mean cosine of two patch tokens of an image, over all images.
+        normed: (n, width), the mean of the patch tokens after the final norm.
     """
 
     features: Tensor
     labels: Tensor
     similarity: Tensor
+    normed: Tensor | None = None
 
 
 @torch.no_grad()
@@ -37,6 +40,7 @@ def layer_features(
     They are kept in memory, in fp32.
     """
     rows: list[Tensor] = []
+    normed: list[Tensor] = []
     labels: list[Tensor] = []
     total = torch.zeros(len(encoder.blocks) + 1, device=device)
     batch_states: list[tuple[Tensor, Tensor]] = []
@@ -49,12 +53,14 @@ def layer_features(
     with capture(encoder, reduce):
         for batch in loader:
             batch_states.clear()
-            encoder.forward_features(scale(batch["image"].to(device, non_blocking=True)))
+            normed.append(
+                mean_patch_features(encoder, scale(batch["image"].to(device, non_blocking=True))).float().cpu()
+            )
             rows.append(torch.stack([features for features, _ in batch_states]).cpu())
             total += torch.stack([similarity for _, similarity in batch_states])
             labels.append(batch["label"])
     together = torch.cat(labels)
-    return LayerFeatures(torch.cat(rows, dim=1), together, total.cpu() / len(together))
+    return LayerFeatures(torch.cat(rows, dim=1), together, total.cpu() / len(together), torch.cat(normed))
 
 
 def probe_accuracies(
@@ -65,7 +71,7 @@ def probe_accuracies(
     Features are standardised by the training set; the classifiers of all layers are trained side by side, in the same
     batches, whose order is drawn by the seed, on cross-entropy by AdamW under a cosine. They do not touch each other.
     """
-    deviation, mean = torch.std_mean(train.features, dim=1, keepdim=True)
+    deviation, mean = (part.to(device) for part in torch.std_mean(train.features, dim=1, keepdim=True))
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     layers, count, width = train.features.shape
     weight, bias = (torch.zeros(layers, rows, classes, device=device, requires_grad=True) for rows in (width, 1))
@@ -77,7 +83,7 @@ def probe_accuracies(
 
     def probe(features: Tensor) -> Tensor:
         """Logits (layers, n, classes) of features (layers, n, width)."""
-        return torch.baddbmm(bias, ((features - mean) / (deviation + 1e-6)).to(device), weight)
+        return torch.baddbmm(bias, (features.to(device) - mean) / (deviation + 1e-6), weight)
 
     for _ in range(epochs):
         for index in torch.randperm(count, generator=generator).split(batch)[: count // batch]:

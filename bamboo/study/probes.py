@@ -7,7 +7,7 @@ import torch
 
 from bamboo.analysis.model_sources import open_model
 from bamboo.checkpoints import pixel_scale
-from bamboo.finetune.knn import collect, mean_patch_features, nearest_neighbour_accuracy
+from bamboo.finetune.knn import nearest_neighbour_accuracy
 from bamboo.finetune.probing import best_layer, layer_features, probe_accuracies, project
 from bamboo.vision.data import ImageData
 
@@ -27,7 +27,6 @@ def probe(
     encoder: Any = open_model(str(source)).model.to(device)
     scale = pixel_scale(source).to(device)
     loaders = data.probe_loaders(settings.probe_samples)
-    features = [collect(lambda images: mean_patch_features(encoder, scale(images)), part, device) for part in loaders]
     layers = [layer_features(encoder, scale, part, device) for part in loaders]
 
     def measure(size: int) -> tuple[float, list[float], int]:
@@ -35,7 +34,7 @@ def probe(
         train, test = (part._replace(features=project(part.features, size)) for part in layers)
         accuracies = probe_accuracies(train, test, device, settings.probe_epochs, seed).tolist()
         best = best_layer(train, device, settings.probe_epochs, seed)
-        bank, queries = ((project(rows, size), labels) for rows, labels in features)
+        bank, queries = ((project(part.normed.to(device), size), part.labels.to(device)) for part in layers)
         return nearest_neighbour_accuracy(bank, queries), accuracies, best
 
     own = layers[0].features.shape[-1]

@@ -64,7 +64,7 @@ def test_the_best_layer_is_chosen_on_held_out_training_samples():
 @pytest.fixture
 def split(monkeypatch):
     """`misleading` in place of the features of an encoder of two blocks."""
-    features = misleading()
+    features = {name: part._replace(normed=part.features[1]) for name, part in misleading().items()}
     for module in (probing, probes):
         monkeypatch.setattr(module, "layer_features", lambda model, scale, split, device: features[split])
     return features
@@ -82,8 +82,6 @@ def test_the_command_and_the_studies_report_the_layer_that_training_images_choos
     opened = SimpleNamespace(model=torch.nn.Identity())
     monkeypatch.setattr(probes, "open_model", lambda source: opened)
     monkeypatch.setattr(probes, "pixel_scale", lambda source: torch.nn.Identity())
-    rows = {name: (part.features[1], part.labels) for name, part in split.items()}
-    monkeypatch.setattr(probes, "collect", lambda features, split, device: rows[split])
     numbers, by_layer = probes.probe(tmp_path, data, Evaluation(probe_epochs=20), 4, 0, CPU)
     assert numbers["linear_probe_layer"] == 1
     assert numbers["linear_probe"] == accuracies[1]
@@ -91,7 +89,7 @@ def test_the_command_and_the_studies_report_the_layer_that_training_images_choos
     assert by_layer["linear_probe"] == accuracies.tolist()
     matrix = project(torch.eye(8), 4)
     assert by_layer["linear_probe_projected"] == narrow_accuracies(split, matrix).tolist()
-    train, test = ((features @ matrix).numpy() for features, _ in rows.values())
+    train, test = ((part.normed @ matrix).numpy() for part in split.values())
     peer = KNeighborsClassifier(20, metric="cosine", weights=lambda distances: np.exp(-distances / 0.07))
     expected = peer.fit(train, split["train"].labels).score(test, split["test"].labels)
     assert numbers["nearest_neighbours_projected"] == pytest.approx(expected)
