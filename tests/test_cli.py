@@ -120,6 +120,14 @@ def folder_run(root, *args):
     return fit("--data.init_args.root", str(root), *small, *batch, *args, config="pretrain/image_folder.yaml")
 
 
+def test_who_interrupts_a_command_gets_one_line(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bamboo.cli, "_call", interrupted)
+    assert run(capsys, "shapes") == (130, "", "bamboo: interrupted\n")
+
+
 def test_a_missing_folder_gets_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_one_line(folder_run(tmp_path / "nowhere"), capsys.readouterr().err, "nowhere")

@@ -52,7 +52,7 @@ def help_text() -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0, or 2 with one line on standard error for bad input."""
+    """Run a command line; returns the exit code: 0, 2 with one line on standard error for bad input, 130 for Ctrl-C."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help", "--version"):
         print(f"bamboo {__version__}" if args == ["--version"] else help_text())
@@ -71,6 +71,9 @@ def main(args: list[str] | None = None) -> int:
     except InputError as error:
         print(f"bamboo: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("bamboo: interrupted", file=sys.stderr)
+        return 130  # as shells have it for SIGINT
     return 0
 
 

@@ -93,7 +93,8 @@ def build(config: str) -> BambooCLI:
 
 
 def _cli(args: list[str], **kwargs: Any) -> BambooCLI:
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # devices, tips for products
+    for talker in ("utilities.rank_zero", "accelerators.cuda"):  # of devices, and tips for products
+        logging.getLogger(f"lightning.pytorch.{talker}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # the words that it got are the composed ones
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     kwargs |= {"subclass_mode_model": True, "subclass_mode_data": True}

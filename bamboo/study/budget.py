@@ -1,6 +1,7 @@
 """How long the stages of a cell train, so that all cells of a study spend the same."""
 
 import logging
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -28,10 +29,12 @@ def parse(config: dict[str, Any], where: str) -> BambooCLI:
     if config["trainer"].get("max_epochs") == -1:  # a budget gives the length, which changes nothing here
         changes["trainer"] |= {"max_steps": 1, "max_time": None}
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # it says which one it sets
-    try:
-        return _build(OmegaConf.to_yaml(OmegaConf.create(set_keys(config, changes))))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "GPU available but not used")
+        try:
+            return _build(OmegaConf.to_yaml(OmegaConf.create(set_keys(config, changes))))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 @lru_cache(maxsize=1)  # a stage is asked for its length first, and then for what it costs or sets

@@ -234,12 +234,15 @@ def compare(shape: Shape, args: argparse.Namespace) -> pd.DataFrame:
         for column in ("loss", "neighbours"):
             goal = float(tables["reference"][column].iloc[-1])
             needed = reached(tables[fast], column, goal)
+            end, length_of_fast = tables[fast][[column, "step"]].iloc[-1]
+            passed = reached(tables["reference"], column, end)  # of the schedule of its whole length
             took = {"transformers": seconds["transformers"] * steps, "reference": seconds["reference"] * steps}
             took["fast"] = seconds[fast] * needed
             flops = {name: 3 * build(shape, name, 0).flops * BATCH for name in ("reference", fast)}
             rows.append(
                 {"shape": str(shape), "seed": seed, "quality": column, "goal": goal, "fast": fast}
-                | {"fast_end": float(tables[fast][column].iloc[-1]), "steps": needed}
+                | {"fast_end": end, "steps": needed}
+                | {"times_faster_to_fast_end": seconds["reference"] * passed / (seconds[fast] * length_of_fast)}
                 | {f"{name}_seconds": value for name, value in took.items()}
                 | {f"times_faster_than_{name}": took[name] / took["fast"] for name in ("transformers", "reference")}
                 | {"times_fewer_flops": flops["reference"] * steps / (flops[fast] * needed)}

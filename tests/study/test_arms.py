@@ -4,11 +4,13 @@ import math
 from dataclasses import replace
 
 import pytest
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, decoder_flops, encoder_flops
 from bamboo.study.arms import check_arms, differences
+from bamboo.study.budget import parse
 from bamboo.study.changes import add_axes, set_keys
 from bamboo.study.estimates import estimates
 from bamboo.study.reading import read_study
@@ -25,6 +27,14 @@ def test_the_shipped_studies_list_what_differs():
     reasons = {difference.key: difference.reason for difference in differing}
     assert reasons["model.init_args.decoder_shape"] == reasons["model.init_args.pool"] == "by the objective"
     assert set(reasons.values()) == {"by the objective"}
+
+
+def test_nothing_is_said_of_gpus_that_costs_are_counted_without(monkeypatch, tmp_path, recwarn):
+    study = tiny(tmp_path, seeds=1)
+    cell = study.cells()[0]
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
+    parse(run_config(study, cell, tmp_path, "train"), "here")
+    assert not [warning for warning in recwarn if "GPU" in str(warning.message)]
 
 
 DIFFERENT = {
