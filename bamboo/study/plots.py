@@ -197,7 +197,11 @@ def _legend(figure: Figure, results: Results, dashes: Mapping[str, str] = {}) ->
     """All objectives and, below, what the styles of lines mean."""
     axis = figure.axes[0]
     lines = [axis.plot([], [], color=_colour(results, s), marker=_mark(results, s))[0] for s in results.series]
-    figure.legend(lines, [series.label for series in results.series], loc="outside upper left", ncols=4)
+    labels = [series.label for series in results.series]
+    wide = 0.5 + 0.07 * max(map(len, labels))  # inches of a column
+    columns = max(1, min(4, int(figure.get_figwidth() / wide)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (math.ceil(len(labels) / columns) - 1))
+    figure.legend(lines, labels, loc="outside upper left", ncols=columns)
     if dashes:
         grey = [axis.plot([], [], dash, color="#57606a")[0] for dash in dashes.values()]
         figure.legend(grey, list(dashes), loc="outside lower left", ncols=3)
@@ -209,7 +213,9 @@ def _colour(results: Results, series: Series) -> str:
 
 
 def _mark(results: Results, series: Series) -> str:
-    return str(MARKS[results.series.index(series) % len(MARKS)])
+    """Its mark: another one where the colours begin anew."""
+    rounds, place = divmod(results.series.index(series), len(COLOURS))
+    return str(MARKS[(rounds + place) % len(MARKS)])
 
 
 def _title(results: Results, label: str) -> str:
