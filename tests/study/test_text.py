@@ -40,7 +40,8 @@ def test_a_study_of_text_measures_similarity_masked_words_and_accuracy(tmp_path)
     assert supervised["excess"] == pytest.approx(expected, abs=1e-6)
     assert 0 <= mlm["masked_accuracy"] < 1 < mlm["loss"]
     assert 0 < mlm["most_frequent_token"] < 1
-    assert [judgement.verdict for judgement in judge(results)] == ["undecided"]  # there is one depth
+    (judgement,) = judge(results)  # there is one depth
+    assert judgement.verdict == "not settled"  # of so few steps it is not known
     write_report(results, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "hidden tokens guessed right" in page
