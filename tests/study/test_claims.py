@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from bamboo.study.changes import add_axes
 from bamboo.study.claims import DOUBLING, claims, slope
 from bamboo.study.evidence import best_shapes, sample
 from bamboo.study.judging import judge
-from bamboo.study.plots import plot_numbers
+from bamboo.study.plots import _colour, _mark, plot_numbers
 from bamboo.study.report import notes
 from bamboo.study.results import Outcome, Results
 
@@ -356,3 +357,8 @@ def test_every_claim_weighs_cells_by_contrasts_that_sum_to_zero(tmp_path):
             assert sum(weight for weights in contrast.values() for weight in weights.values()) == pytest.approx(0)
     assert slope(made(tmp_path))["8x32"] == pytest.approx(0.5)
     assert DOUBLING in claims(made(tmp_path))[0].contrasts
+
+
+def test_more_settings_than_colours_have_a_mark_each():
+    results = SimpleNamespace(series=[*range(16)])
+    assert len({(_colour(results, series), _mark(results, series)) for series in results.series}) == 16
