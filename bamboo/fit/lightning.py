@@ -93,8 +93,8 @@ def build(config: str) -> BambooCLI:
 
 
 def _cli(args: list[str], **kwargs: Any) -> BambooCLI:
-    for talker in ("utilities.rank_zero", "accelerators.cuda"):  # of devices, and tips for products
-        logging.getLogger(f"lightning.pytorch.{talker}").setLevel(logging.WARNING)
+    for module in ("utilities.rank_zero", "accelerators.cuda"):  # which log devices, and tips for products
+        logging.getLogger(f"lightning.pytorch.{module}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # the words that it got are the composed ones
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     kwargs |= {"subclass_mode_model": True, "subclass_mode_data": True}

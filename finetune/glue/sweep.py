@@ -49,9 +49,7 @@ def sweep(
     Raises:
         InputError: where the folder holds the scores of another sweep.
     """
-    environments = worker_environments(workers)
-    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // len(environments)))}
-    environments = [threads | own for own in environments]
+    environments = _environments(workers)
     _claim(out, plan, setting)
     failures: dict[str, str] = {}
     with tqdm(unit="example", unit_scale=True, total=0, dynamic_ncols=True) as bar:
@@ -72,6 +70,13 @@ def sweep(
         failures |= finish([run for run in runs if run not in after_mnli], plan)
         failures |= finish(after_mnli, plan)
     return [run for run in runs if run.finished(out)], failures
+
+
+def _environments(workers: int | None) -> list[dict[str, str]]:
+    """The variables of each worker: the GPU that it sees, and its share of the threads."""
+    environments = worker_environments(workers)
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // len(environments)))}
+    return [threads | own for own in environments]
 
 
 def _finish(

@@ -96,7 +96,9 @@ def test_features_are_those_of_timms_own_intermediates(encoder):
     images = pixel_scale(encoder)(batch["image"])
     with torch.no_grad():
         states = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
+        normed = model.forward_features(images)[:, model.num_prefix_tokens :].mean(1)
     torch.testing.assert_close(found.features[1:], torch.stack([state.mean(1) for state in states]))
+    torch.testing.assert_close(found.normed, normed)
     assert torch.equal(found.labels, batch["label"])
 
 

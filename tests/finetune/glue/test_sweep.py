@@ -122,6 +122,17 @@ def test_what_fails_is_said_and_leaves_the_others(plan, tmp_path, monkeypatch, w
     assert ([run.seed for run in runs], failures) == ([0, 1], {})
 
 
+def test_workers_share_the_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert sweeping._environments(None) == [{"OMP_NUM_THREADS": "6"}]
+    assert sweeping._environments(4) == [{"OMP_NUM_THREADS": "1"}] * 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    shared = {"OMP_NUM_THREADS": "3"}
+    assert sweeping._environments(None) == [shared | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in "57"]
+
+
 def test_seeds_differ_and_a_cell_alone_is_a_cell_of_a_sweep(plan, tmp_path):
     sweep(plan, find_tasks(["mnli"]), [0, 1], tmp_path, SIZES, SETTING)
     assert set(scores(tmp_path)["mnli-seed0.json"]["metrics"]) == {"dev_matched", "dev_mismatched"}
