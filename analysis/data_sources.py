@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bamboo.errors import InputError, unknown
 from bamboo.sampling import evenly_spread
-from bamboo.vision.folders import EXTENSIONS
+from bamboo.vision.images import EXTENSIONS
+from bamboo.vision.sources import locate
 
 from .model_sources import Opened
 
@@ -32,9 +33,10 @@ def open_data(
 ) -> Iterable[Any]:
     """Batches of `data` that fit a model: at most `samples`, evenly spread over all there are.
 
-    For images: `digits`, or a folder; of `train/` and `val/` (as in ImageNet) the validation images are read, of any
-    other folder all. For texts: a text file, a folder of them, or a corpus that `bamboo tokenize` wrote, of which the
-    held-out part is read. A piece of text has up to `max_length` tokens, or with `by_line` is a line that is not empty.
+    For images: `digits`, or a SOURCE (see `bamboo.vision.sources`), of which the validation images are read, of a
+    folder without `train/` all. For texts: a text file, a folder of them, or a corpus that `bamboo tokenize` wrote, of
+    which the held-out part is read. A piece of text has up to `max_length` tokens, or with `by_line` is a line that is
+    not empty.
 
     Raises:
         InputError: where there is no such data, or it is not of the kind that the model reads.
@@ -43,7 +45,7 @@ def open_data(
     wanted: Kind = "images" if opened.size else "texts"
     if not _holds(data, wanted):
         raise InputError(f"{opened.label} reads {wanted}, and {data} holds none")
-    path = Path(data).expanduser()
+    path = _path(data)
     if by_line and (opened.size or _is_corpus(path)):
         raise InputError(f"--by-line reads the lines of text files, and {data} holds none")
     if opened.size:
@@ -55,18 +57,30 @@ def open_data(
 
 def check_data(data: str) -> None:
     """Raises `InputError` where there are no data of this name, or neither images nor texts in them."""
-    if data != "digits" and not Path(data).expanduser().exists():
+    if _is_named(data):
+        return
+    path = _path(data)
+    if not path.exists():
         raise unknown("data", data, ["digits"]) if "/" not in data else InputError(f"{data} is missing: give a folder")
     if not _holds(data, "images") and not _holds(data, "texts"):
         endings = ", ".join(sorted(ENDINGS["images"] | ENDINGS["texts"]))
         raise InputError(f"{data} holds neither images nor texts: files ending in {endings} are read")
 
 
+def _is_named(data: str) -> bool:
+    """Whether it is no place on the disk but the name of a data set of images."""
+    return data == "digits" or data.startswith(("hf:", "torchvision:"))
+
+
+def _path(data: str) -> Path:
+    return Path(locate(data)[1]).expanduser()
+
+
 def _holds(data: str, kind: Kind) -> bool:
     """Whether there is an image, or a text: a single file that is no image is taken for one, whatever its ending."""
-    path = Path(data).expanduser()
-    if data == "digits":
+    if data == "digits" or locate(data)[0] != "folder":
         return kind == "images"
+    path = _path(data)
     if _is_corpus(path):
         return kind == "texts"
     if path.is_file():
@@ -79,16 +93,14 @@ def _is_corpus(path: Path) -> bool:
 
 
 def _images(data: str, opened: Opened, samples: int, batch_size: int, num_workers: int) -> Iterable[Any]:
-    from bamboo.vision.data import Digits, ImageData, ImageFolder
-    from bamboo.vision.folders import all_images
+    from bamboo.vision.data import image_data
+    from bamboo.vision.sources import all_images
 
     assert opened.size is not None
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
-    options |= {"image_size": opened.size, "in_chans": opened.in_chans}
-    module: ImageData = Digits(**options) if data == "digits" else ImageFolder(data, **options)
-    path = Path(data).expanduser()
-    split = data == "digits" or (path / "train").is_dir()
-    return module.probe_loader(module.sources.val if split else all_images(path, opened.in_chans, ()), samples)
+    shape: dict[str, Any] = {"image_size": opened.size, "in_chans": opened.in_chans}
+    module = image_data(data, batch_size=batch_size, num_workers=num_workers, **shape)
+    whole = data != "digits" and locate(data)[0] == "folder" and not (_path(data) / "train").is_dir()
+    return module.probe_loader(all_images(data, opened.in_chans, ()) if whole else module.sources.val, samples)
 
 
 def _check_length(max_length: int, opened: Opened) -> None:

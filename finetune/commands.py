@@ -30,7 +30,8 @@ def knn(
 
     Args:
         encoder: a checkpoint, `timm:NAME`, `timm:NAME@FILE`, a Hugging Face folder or `hf:NAME`.
-        data: a folder with one sub-folder per class, below `train/` and `val/` or split at random, or `digits`.
+        data: `digits`, or a SOURCE of labelled images: a folder with one sub-folder per class, below `train/` and
+            `val/` or split at random, tar or Parquet files, `hf:NAME`.
         image_size: side of the images in pixels; by default that of the encoder.
         neighbours: training images that vote.
         samples: training images, and validation images, at most; evenly spread.
@@ -71,7 +72,8 @@ def probe(
 
     Args:
         encoder: a checkpoint, `timm:NAME`, `timm:NAME@FILE`, a Hugging Face folder or `hf:NAME`.
-        data: a folder with one sub-folder per class, below `train/` and `val/` or split at random, or `digits`.
+        data: `digits`, or a SOURCE of labelled images: a folder with one sub-folder per class, below `train/` and
+            `val/` or split at random, tar or Parquet files, `hf:NAME`.
         out: folder for probe.csv, probe.png and probe.svg.
         image_size: side of the images in pixels; by default that of the encoder.
         baseline: do the same with fresh weights, for comparison.
@@ -121,13 +123,13 @@ def _open(source: str, image_size: int | None) -> tuple["VisionTransformer", "Pi
 
 
 def _data(data: str, encoder: "VisionTransformer", batch_size: int, num_workers: int, seed: int) -> "ImageData":
-    from bamboo.vision.data import Digits, ImageData, ImageFolder
+    from bamboo.vision.data import image_data
 
     options = {"image_size": encoder.patch_embed.img_size, "in_chans": encoder.in_chans}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
-    module: ImageData = Digits(**options) if data == "digits" else ImageFolder(data, **options)
+    module = image_data(data, **options)
     if not module.num_classes:
-        raise InputError(f"{data} has no classes: expected one sub-folder of images per class")
+        raise InputError(f"{data} has no classes: expected labels, such as one sub-folder of images per class")
     return module
 
 

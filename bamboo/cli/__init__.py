@@ -20,6 +20,7 @@ TRAINING = {
 }
 COMMANDS = {
     "shapes": ("bamboo.cli.commands:shapes", "list depths and widths, parameters and FLOPs, and equal-cost ladders"),
+    "prepare": ("bamboo.vision.prepare:prepare", "turn images of any source into tar files of smaller JPEGs"),
     "reconstruct": ("bamboo.cli.commands:reconstruct", "show what a masked autoencoder makes of your images"),
     "profile": ("bamboo.analysis.command:profile_command", "measure how alike tokens grow with depth, in any model"),
     "knn": ("bamboo.finetune.commands:knn", "classify images by nearest neighbours on frozen features"),

@@ -1,22 +1,28 @@
-"""The image data sets: digits that need no download, folders of images, and torchvision's own."""
+"""The image data sets: digits that need no download, any SOURCE of images, and torchvision's own."""
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from torchvision import datasets
-from torchvision.transforms import v2
 
 from bamboo.errors import InputError
 from bamboo.processes import check_everywhere, from_first_process
 from bamboo.seeds import derive_seed
-from bamboo.vision.folders import Sources, all_images, check_readable, folder_sources
 from bamboo.vision.image_data import ImageData as ImageData
 from bamboo.vision.images import Arrays, Source
+from bamboo.vision.sources import all_images, open_source
+from bamboo.vision.splits import Sources, check_readable
+from bamboo.vision.torchvision_sets import (
+    Name,
+    Part,
+    labelled_images,
+    open_torchvision,
+    torchvision_splits,
+    with_channels,
+)
 
 
 class Digits(ImageData):
@@ -45,24 +51,24 @@ class Digits(ImageData):
         images = F.interpolate(pixels, self.size, mode="bilinear").round().to(torch.uint8)
         split_seed = derive_seed(self.seed, "split") % 2**32
         split = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=split_seed)
-        source = Arrays(_with_channels(images, self.in_chans), digits.target.astype(np.int64))
+        source = Arrays(with_channels(images, self.in_chans), digits.target.astype(np.int64))
         return Sources(*(source.subset(np.sort(part)) for part in split))
 
 
 class ImageFolder(ImageData):
-    """A folder of images.
+    """Images of any SOURCE: a folder, tar or Parquet files, a Hugging Face data set; see `bamboo.vision.sources`.
 
-    With `train/` in it, training images come from there and validation images from `val/`, or else `test/`. Without,
-    or without either of the latter, a part is held out. Where all images lie in two or more sub-folders, the
-    sub-folder is the class; else there are no labels. Validation images may also lie in `val/` without sub-folders,
-    with a file that says their classes. One process walks the folders, and the others get its lists.
+    Of a folder with `train/` in it, training images come from there and validation images from `val/`, or else
+    `test/`. Without, or without either of the latter, a part is held out. Where all images lie in two or more
+    sub-folders, the sub-folder is the class; else there are no labels. Validation images may also lie in `val/` without
+    sub-folders, with a file that says their classes. One process finds the images, and the others get its lists.
 
     Args:
-        root: the folder; `~` is expanded.
-        val_fraction: share of the images that is held out where the folder has no validation images of its own.
-        val_labels: text file below `root` with a line for each image of `val/`: its name, then its class, as the
+        root: the SOURCE.
+        val_fraction: share of the images that is held out where the source has no validation images of its own.
+        val_labels: text file below the folder with a line for each image of `val/`: its name, then its class, as the
             name or the number of the class folder; commas, tabs or blanks between them, what follows is not read.
-        predict_root: folder of images that `predict` runs over, with or without classes; by default those to validate
+        predict_root: SOURCE of images that `predict` runs over, with or without classes; by default those to validate
             on.
         **kwargs: arguments of `ImageData`.
     """
@@ -76,15 +82,13 @@ class ImageFolder(ImageData):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.root, self.val_fraction = Path(root).expanduser(), val_fraction
-        self.val_labels = self.root / val_labels if val_labels else None
-        self.predict_root = Path(predict_root).expanduser() if predict_root else None
+        self.root, self.val_fraction, self.val_labels, self.predict_root = root, val_fraction, val_labels, predict_root
         if not 0 < val_fraction < 1:
             raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
 
     def read_sources(self) -> Sources:
-        """The files, with their classes."""
-        return folder_sources(self.root, self.in_chans, self.val_fraction, self.seed, self.val_labels)
+        """The images, with their classes."""
+        return open_source(self.root, self.in_chans, self.val_labels).sources(self.val_fraction, self.seed)
 
     @cached_property
     def predicted(self) -> Source:
@@ -118,7 +122,7 @@ class TorchvisionData(ImageData):
 
     def __init__(
         self,
-        name: Literal["CIFAR10", "CIFAR100", "STL10", "Imagenette"],
+        name: Name,
         root: str,
         download: bool = False,
         unlabelled: bool = False,
@@ -133,43 +137,20 @@ class TorchvisionData(ImageData):
     def prepare_data(self) -> None:
         """Download, if asked to."""
         if self.download:
-            self._open("train", download=True)
+            open_torchvision(self.data_set, self.root, "train", download=True)
 
     @cached_property
     def labelled(self) -> Source:
         """The training images that have labels."""
-        return _arrays(self._open("train"), self.in_chans) if self.unlabelled else self.sources.train
+        return labelled_images(self.data_set, self.root, self.in_chans) if self.unlabelled else self.sources.train
 
     def read_sources(self) -> Sources:
         """The images as torchvision splits them."""
-        try:
-            train, val = self._open("unlabelled" if self.unlabelled else "train"), self._open("val")
-        except (RuntimeError, OSError) as error:
-            hint = "set download to true to fetch it"
-            raise InputError(f"{self.root}: {self.data_set} is not there, or is damaged: {hint}") from error
-        if self.data_set == "Imagenette":
-            return folder_sources(self.root / "imagenette2-320", self.in_chans)
-        return Sources(_arrays(train, self.in_chans), _arrays(val, self.in_chans))
-
-    def _open(self, split: Literal["train", "val", "unlabelled"], download: bool = False) -> Any:
-        options: dict[str, Any] = {"train": split == "train"}
-        if self.data_set == "STL10":
-            options = {"split": {"train": "train", "val": "test", "unlabelled": "unlabeled"}[split]}
-        elif self.data_set == "Imagenette":
-            options = {"split": split, "size": "320px"}
-        return getattr(datasets, self.data_set)(self.root, download=download, **options)
+        train: Part = "unlabelled" if self.unlabelled else "train"
+        splits = torchvision_splits(self.data_set, self.root, self.in_chans, train)
+        return splits.sources(0.05, self.seed)
 
 
-def _arrays(dataset: Any, in_chans: int) -> Arrays:
-    images = torch.from_numpy(dataset.data)  # STL10's is a transposed view of 2.8 GB, which is not copied
-    images = images.movedim(-1, 1) if images.shape[-1] == 3 else images  # CIFAR has channels last, STL10 first
-    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    return Arrays(_with_channels(images, in_chans), np.asarray(labels, np.int64))
-
-
-def _with_channels(images: Tensor, in_chans: int) -> Tensor:
-    """Grey or RGB bytes (N, C, H, W) as grey, RGB or RGB with alpha."""
-    if in_chans == 1:
-        return images if images.shape[1] == 1 else v2.functional.rgb_to_grayscale(images)
-    colour = images.expand(-1, 3, -1, -1)
-    return colour if in_chans == 3 else torch.cat([colour, torch.full_like(colour[:, :1], 255)], dim=1)
+def image_data(source: str, **kwargs: Any) -> ImageData:
+    """The data module of what a command names: `digits`, or a SOURCE."""
+    return Digits(**kwargs) if source == "digits" else ImageFolder(source, **kwargs)

@@ -1,56 +1,30 @@
-"""Folders of images: which files there are, which classes they have, and what is held out for validation."""
+"""Folders of images: which files there are, and which classes they have."""
 
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bamboo.errors import InputError
-from bamboo.seeds import derive_seed
-from bamboo.vision.images import Files, Source, Unreadable
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""Endings of the files that are taken for images."""
+from bamboo.vision.images import EXTENSIONS, Files
+from bamboo.vision.splits import Splits
 
 
-class Sources(NamedTuple):
-    """The images to train on and those to validate on."""
-
-    train: Source
-    val: Source
-
-
-def folder_sources(
-    root: Path, in_chans: int, val_fraction: float = 0.05, seed: int = 0, val_labels: Path | None = None
-) -> Sources:
+def folder_splits(root: Path, in_chans: int, val_labels: Path | None = None) -> Splits:
     """The images of a folder in any of the layouts that `ImageFolder` describes."""
     train_root = root / "train" if (root / "train").is_dir() else root
-    train = _scan_source(train_root, in_chans, ", or one with train/ and val/ in it")
+    train = scan_source(train_root, in_chans, ", or one with train/ and val/ in it")
     held_out = [root / name for name in ("val", "test") if (root / name).is_dir()] if train_root != root else []
     if not held_out:
-        return hold_out(train, val_fraction, seed)
-    val = _scan_source(held_out[0], in_chans)
+        return Splits(train)
+    val = scan_source(held_out[0], in_chans)
     if val_labels:
-        val = replace(val, labels=read_labels(val_labels, val, train.classes))
-    elif train.classes != val.classes:
-        only = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
-        raise InputError(f"{held_out[0]}: its class folders must be those of {train_root}; in one of them only: {only}")
-    return Sources(train, val)
-
-
-def all_images(root: Path, in_chans: int, classes: tuple[str, ...]) -> Source:
-    """Every image of a folder; those in a sub-folder that bears the name of a class have its label, others -1."""
-    files = _scan_source(root, in_chans)
-    if not files.classes:
-        return files
-    numbers = [classes.index(name) if name in classes else -1 for name in files.classes]
-    return replace(files, labels=np.array(numbers, np.int64)[files.labels])
+        val = replace(val, labels=read_labels(val_labels, val, train.classes), classes=train.classes)
+    return Splits(train, val)
 
 
 def read_labels(path: Path, files: Files, classes: tuple[str, ...]) -> NDArray[np.int64]:
@@ -97,7 +71,7 @@ def scan(folder: Path | str, prefix: str = "") -> Iterator[str]:
                 yield prefix + entry.name
 
 
-def _scan_source(root: Path, in_chans: int, alternative: str = "") -> Files:
+def scan_source(root: Path, in_chans: int, alternative: str = "") -> Files:
     """The images of a folder, with classes where it is made of two or more class folders."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected a folder of images{alternative}")
@@ -111,9 +85,7 @@ def _scan_source(root: Path, in_chans: int, alternative: str = "") -> Files:
         _check_filled(root, classes)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers.get(folder, -1) for folder in folders], np.int64)
-    files = Files(root, np.array([os.fsencode(path) for path in paths]), labels, in_chans, tuple(classes))
-    check_readable(files)
-    return files
+    return Files(root, np.array([os.fsencode(path) for path in paths]), labels, in_chans, tuple(classes))
 
 
 def _check_filled(root: Path, classes: list[str]) -> None:
@@ -122,25 +94,3 @@ def _check_filled(root: Path, classes: list[str]) -> None:
     empty = sorted(folders - set(classes))
     if empty:
         raise InputError(f"{root / empty[0]}: a class folder without images; fill it or remove it")
-
-
-def check_readable(source: Source) -> None:
-    """Raise `InputError` where none of the images can be read."""
-    for index in range(len(source)):
-        try:
-            source.read(index)
-            return
-        except Unreadable:
-            continue
-    where = f"{source.root}: " if isinstance(source, Files) else ""
-    raise InputError(f"{where}none of its {len(source)} images can be read, the first is {source.name(0)}")
-
-
-def hold_out(source: Source, fraction: float, seed: int) -> Sources:
-    """A share of the images, drawn by the seed, to validate on, and the others to train on; at least one of each."""
-    if len(source) < 2:
-        raise InputError(f"{source.name(0)}: expected at least two images, one to train on and one to validate on")
-    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
-    order = torch.randperm(len(source), generator=generator).numpy()
-    count = min(max(1, round(fraction * len(source))), len(source) - 1)
-    return Sources(source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count])))

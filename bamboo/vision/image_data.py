@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from bamboo.data import SampledData
 from bamboo.errors import InputError
 from bamboo.sampling import EvalSampler, Loader, evenly_spread
-from bamboo.vision.folders import Sources, hold_out
 from bamboo.vision.images import MODES, Source, class_subset
+from bamboo.vision.splits import Sources, hold_out
 from bamboo.vision.views import EvalImages, TrainImages, collate
 
 log = logging.getLogger(__name__)

@@ -1,10 +1,11 @@
-"""Images that are read by index, as bytes and with labels: files of a folder, or arrays in memory."""
+"""Images that are read by index, as bytes and with labels: what all sources have in common, and the simplest two."""
 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ try:  # deprecated since torchvision 0.29: where it is gone, Pillow reads everyt
 except ImportError:
     decode_image = None
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Endings of the files that are taken for images."""
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels that images can be read in."""
 
@@ -31,29 +35,45 @@ Indices = Sequence[int] | NDArray[np.int64]
 
 
 class Unreadable(InputError):
-    """A file that holds no image that can be decoded."""
+    """An image that is not there, or cannot be decoded."""
 
 
 def read_image(path: str | Path, in_chans: int = 3) -> Tensor:
     """An image file as bytes (in_chans, H, W): grey, RGB or RGB with alpha; raises `Unreadable`."""
+    return decode(read_bytes(path), in_chans, str(path))
+
+
+def read_bytes(path: str | Path, size: int = -1, offset: int = 0) -> NDArray[np.uint8]:
+    """A file, or `size` bytes of it from `offset` on; raises `Unreadable` where it is missing or shorter."""
+    try:
+        content = np.fromfile(path, np.uint8, count=size, offset=offset)
+    except OSError as error:
+        raise Unreadable(f"{path} is missing or cannot be read") from error
+    if len(content) < size:
+        raise Unreadable(f"{path} ends before byte {offset + size}")
+    return content
+
+
+def decode(content: NDArray[np.uint8], in_chans: int, name: str) -> Tensor:
+    """An encoded image, such as a JPEG, as bytes (in_chans, H, W); raises `Unreadable`, which names it by `name`."""
     if in_chans in TORCHVISION_MODES and decode_image is not None:
-        with suppress(RuntimeError, OSError):
-            image: Tensor = decode_image(torch.from_numpy(np.fromfile(path, np.uint8)), TORCHVISION_MODES[in_chans])
+        with suppress(RuntimeError):
+            image: Tensor = decode_image(torch.from_numpy(content), TORCHVISION_MODES[in_chans])
             # Not so for animations, 16-bit images and grey WebP.
             if image.dtype == torch.uint8 and image.shape[:-2] == (in_chans,):
                 return image
-    return _read_with_pillow(path, in_chans)
+    return _decode_with_pillow(content, in_chans, name)
 
 
-def _read_with_pillow(path: str | Path, in_chans: int) -> Tensor:
+def _decode_with_pillow(content: NDArray[np.uint8], in_chans: int, name: str) -> Tensor:
     try:
-        with Image.open(path) as file:
+        with Image.open(BytesIO(content.tobytes())) as file:
             picture: Image.Image = file
             if picture.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
                 picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
             pixels = np.array(picture.convert(MODES[in_chans]))
     except Exception as error:  # a broken file leads Pillow's decoders to exceptions of every kind
-        raise Unreadable(f"{path} is missing or holds no image that can be read") from error
+        raise Unreadable(f"{name} holds no image that can be read") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], in_chans)).permute(2, 0, 1)
 
 
@@ -80,8 +100,20 @@ class Source(ABC):
         """Some of the images, in the order of `indices`."""
 
 
+class Encoded(Source):
+    """Images that lie encoded somewhere, as JPEG, PNG and the like, and are decoded when they are read."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> NDArray[np.uint8]:
+        """An image as it lies there; raises `Unreadable`."""
+
+    def read(self, index: int) -> Tensor:
+        """The decoded image."""
+        return decode(self.encoded(index), self.in_chans, self.name(index))
+
+
 @dataclass(eq=False)
-class Files(Source):
+class Files(Encoded):
     """Image files below a folder.
 
     `names` are encoded paths in one array: workers would copy a list of strings by counting references to it.
@@ -97,9 +129,9 @@ class Files(Source):
         """The path of an image."""
         return os.path.join(self.root, os.fsdecode(self.names[index]))  # noqa: PTH118, several times as fast
 
-    def read(self, index: int) -> Tensor:
-        """The decoded file."""
-        return read_image(self.name(index), self.in_chans)
+    def encoded(self, index: int) -> NDArray[np.uint8]:
+        """The content of a file."""
+        return read_bytes(self.name(index))
 
     def subset(self, indices: Indices) -> "Files":
         """Some of the files."""

@@ -32,7 +32,7 @@ from bamboo.analysis.report import summary_rows
 from bamboo.errors import InputError
 from bamboo.files import write_weights
 from bamboo.shapes import Shape
-from bamboo.vision.folders import EXTENSIONS
+from bamboo.vision.images import EXTENSIONS
 from bamboo.vision.mae import build_mae
 from tests.browser import open_page
 

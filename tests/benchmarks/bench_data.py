@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
-from bamboo.vision.folders import folder_sources
+from bamboo.vision.folders import folder_splits
 from bamboo.vision.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScale
 from bamboo.vision.views import TrainImages, collate
 
@@ -68,7 +68,7 @@ def bench_data(seconds: float = 20.0) -> dict[str, float]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = make_photos(Path(folder))
-        source = folder_sources(Path(folder), in_chans=3, val_fraction=0.01).train.subset(np.arange(BATCH - 1))
+        source = folder_splits(Path(folder), in_chans=3).train
         scale, once, twice = PixelScale(), TrainImages(source, (224, 224)), TrainImages(source, (224, 224), repeat=2)
         sides: dict[str, Callable[[], torch.Tensor]] = {
             "pil": lambda: torch.stack([with_pil(path) for path in paths]),

@@ -72,7 +72,7 @@ def test_bad_folders_and_label_files_are_one_line(root: Path, tmp_path: Path) ->
             _ = folder(root, val_labels="bad.txt").sources
     with pytest.raises(InputError, match=r"cannot read the labels .*none.txt"):
         _ = folder(root, val_labels="none.txt").sources
-    with pytest.raises(InputError, match=r"val: its class folders must be those of"):
+    with pytest.raises(InputError, match=r"its validation images must have the classes of the others"):
         _ = folder(root).sources
     write_classes(tmp_path / "train", 0, 20)
     (tmp_path / "train" / "digit_zz").mkdir()
