@@ -106,7 +106,11 @@ def _write_shards(shards: list[Shard], workers: int) -> None:
 
     total = sum(len(shard.source) for shard in shards)
     with tqdm(total=total, unit=" images", disable=None) as bar:
-        run_tasks(write_shard, shards, [{"OMP_NUM_THREADS": "1"}] * min(workers, len(shards)), ended, bar)
+        if min(workers, len(shards)) > 1:
+            run_tasks(write_shard, shards, [{"OMP_NUM_THREADS": "1"}] * min(workers, len(shards)), ended, bar)
+        else:
+            for shard in shards:
+                write_shard(shard, bar.update)
 
 
 def write_shard(shard: Shard, report: Report) -> None:

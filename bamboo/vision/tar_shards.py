@@ -93,16 +93,21 @@ def tar_shards(
 
 def _cached_index(files: Sequence[Path], keep_incomplete: bool) -> Entries:
     """The index of the files, from the cache where these very files were read before."""
-    stamps = [(os.fspath(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
-    key = hashlib.blake2b(json.dumps([stamps, keep_incomplete]).encode(), digest_size=16).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bamboo"
-    path = folder / f"tar-{key}.npz"
+    path = cache_path(files, keep_incomplete)
     with suppress(Exception), np.load(path) as arrays:  # missing or damaged: read the tar files again
         return Entries(**{name: arrays[name] for name in Entries._fields})
     entries = index(files, keep_incomplete)
     with suppress(InputError), atomic_write(path) as temporary, temporary.open("wb") as file:  # unwritable: no cache
         np.savez(file, **entries._asdict())
     return entries
+
+
+def cache_path(files: Sequence[Path], keep_incomplete: bool = False) -> Path:
+    """Where the index of the files is kept; another place once a file has another size or time."""
+    stamps = [(os.fspath(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    key = hashlib.blake2b(json.dumps([stamps, keep_incomplete]).encode(), digest_size=16).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bamboo"
+    return folder / f"tar-{key}.npz"
 
 
 def index(files: Sequence[Path], keep_incomplete: bool = False) -> Entries:

@@ -15,7 +15,7 @@ import torch
 
 from bamboo.files import write_json
 
-PARTS = ("training", "data", "analysis", "finetune", "came", "tokenize", "text", "glue")
+PARTS = ("training", "data", "sources", "analysis", "finetune", "came", "tokenize", "text", "glue")
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
 
 Result = Mapping[str, float]
@@ -89,6 +89,7 @@ def glue_lines() -> Iterator[Line]:
         yield Line(f"share of padding, {title}", ours=f"{task}_padding")
 
 
+FOLDER = "folder_images_per_s"
 LINES: dict[str, list[Line]] = {
     "glue": [*glue_lines()],
     "text": [*text_lines()],
@@ -96,6 +97,13 @@ LINES: dict[str, list[Line]] = {
     "data": [
         Line("images/s", "bamboo_over_pil", "bamboo_images_per_s", "pil_images_per_s", 1.8),
         Line("images/s, repeat 2", "bamboo_repeat2_over_pil", "bamboo_repeat2_images_per_s", "pil_images_per_s", 2.5),
+    ],
+    "sources": [
+        *(
+            Line(f"images/s, {kind} over folder", f"{kind}_over_folder", f"{kind}_images_per_s", FOLDER, target)
+            for kind, target in (("tar", 0.95), ("parquet", 0.95), ("prepared", None))
+        ),
+        Line("start with 1.28 M images (s)", "start_seconds", target=10, at_most=True),
     ],
     "analysis": [
         Line("token similarity over a plain pass", "cost_similarity", target=1.05, at_most=True),
