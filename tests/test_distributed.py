@@ -163,7 +163,7 @@ def test_what_fails_on_one_process_is_raised_by_all_so_that_none_hangs(seen, ima
         assert results["missing"].startswith(f"InputError: {image_root / 'none'}: no such folder")
         assert "ZeroDivisionError" in results["unexpected"]
         assert results["elsewhere"].startswith("InputError: process 1 on ")
-        assert "none of its 32 images can be read" in results["elsewhere"]
+        assert "none of 32 images can be read" in results["elsewhere"]
 
 
 def test_uneven_rows_are_gathered_whole(seen):
