@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from bamboo.data import SampledData
 from bamboo.errors import InputError
 from bamboo.sampling import EvalSampler, Loader, evenly_spread
+from bamboo.vision.gpu_decoding import EncodedImages, collate_decoded, decode_views
 from bamboo.vision.images import MODES, Source, class_subset
 from bamboo.vision.splits import Sources, hold_out
-from bamboo.vision.views import EvalImages, TrainImages, collate
+from bamboo.vision.views import EvalImages, TrainImages
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class ImageData(SampledData):
         erase: probability that a rectangle of a training view becomes noise.
         fraction: share of each class to train on.
         shots: images of each class to train on, instead of a fraction.
+        decode_on_gpu: decode and crop training JPEGs on the GPU, where there is one, and not in the workers.
         validate_on_train: share of the training images that is taken from them and validated on, in place of the
             validation images: for choosing a learning rate, say, in which these should have no part.
     """
@@ -53,13 +55,15 @@ class ImageData(SampledData):
         fraction: float = 1.0,
         shots: int | None = None,
         validate_on_train: float = 0.0,
+        decode_on_gpu: bool = False,
     ):
         super().__init__(batch_size, num_workers, seed)
         self.size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.in_chans, self.repeat, self.fraction, self.shots = in_chans, repeat, fraction, shots
-        self.validate_on_train = validate_on_train
+        self.validate_on_train, self.decode_on_gpu = validate_on_train, decode_on_gpu
         self.view_options: dict[str, Any] = {"crop_scale": crop_scale, "flip": flip, "augment": augment, "erase": erase}
         self.skipped: set[str] = set()
+        self._decoding: EncodedImages | None = None
         if in_chans not in MODES:
             raise InputError(f"in_chans must be one of {', '.join(map(str, MODES))} to read images, got {in_chans}")
         if min(*self.size, batch_size, repeat) <= 0 or num_workers < 0:
@@ -114,8 +118,12 @@ class ImageData(SampledData):
 
     def train_dataloader(self) -> Loader:
         """Shuffled random views of this process's share of the images."""
-        images = TrainImages(self.sources.train, self.size, repeat=self.repeat, seed=self.seed, **self.view_options)
-        return self.train_loader(images, self.batch_size // self.repeat)
+        views = TrainImages(self.sources.train, self.size, repeat=self.repeat, seed=self.seed, **self.view_options)
+        self._decoding = EncodedImages(views) if self.decode_on_gpu and self._on_gpu() else None
+        return self.train_loader(self._decoding or views, self.batch_size // self.repeat)
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole images, each of them once over all processes."""
@@ -140,11 +148,15 @@ class ImageData(SampledData):
         return DataLoader(images, batch_size=self.batch_size, sampler=sampler, **self.loader_options())
 
     def collate_fn(self) -> Callable[[list[Any]], Any]:
-        """Images, labels and the paths of what cannot be read, batched."""
-        return collate
+        """Images, labels and the paths of what cannot be read, batched; as they are where they are to be decoded."""
+        return collate_decoded
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Name every image that could not be read, once."""
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Decode what the workers have not, and name every image that could not be read, once."""
+        if isinstance(batch, list):
+            assert self._decoding is not None
+            assert self.trainer is not None
+            batch = decode_views(batch, self._decoding.images, self.trainer.strategy.root_device)
         for path in batch["skipped"]:
             if path not in self.skipped:
                 self.skipped.add(path)

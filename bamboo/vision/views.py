@@ -83,13 +83,17 @@ class TrainImages(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         index, epoch = (key, 0) if isinstance(key, int) else key
         image, label, skipped = self._readable(index)
+        return self.views(image, index, epoch)._replace(label=label, skipped=skipped)
+
+    def views(self, image: Tensor, index: int, epoch: int) -> Sample:
+        """The views of a decoded image, on its device, that has this index in this epoch."""
         views = []
         start = seed_streams if self.strong else torch.default_generator.manual_seed
         with isolate_rng(include_cuda=False) if self.strong else torch.random.fork_rng(devices=[]):
             for view in range(self.repeat):
                 start(derive_seed(self.seed, "view", epoch, index, view))
                 views.append(self.transform(image))
-        return Sample(torch.stack(views), label, skipped, index)
+        return Sample(torch.stack(views), int(self.source.labels[index]), [], index)
 
     def _readable(self, index: int) -> tuple[Tensor, int, list[str]]:
         skipped: list[str] = []
