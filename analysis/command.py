@@ -47,8 +47,8 @@ def profile_command(
         models: each is a checkpoint of this project or of the reference MAE release, timm:NAME, timm:NAME@FILE,
             hf:FOLDER or hf:NAME, with a label before it if wanted (label=MODEL); timm:NAME@random and hf:FOLDER@random
             are the architecture with random weights.
-        data: digits, a folder of images (of train/ and val/ the latter), a text file, a folder of text files, or a
-            corpus that `bamboo tokenize` wrote.
+        data: digits, a SOURCE of images (a folder, tar or Parquet files, hf:NAME; what is validated on is read), a
+            text file, a folder of text files, or a corpus that `bamboo tokenize` wrote.
         out: folder for profile.json, profile.csv, samples.npz, figures as PNG and SVG, and report.html.
         baseline: add each architecture with fresh weights, drawn five times: their mean, dashed, and their range.
         samples: number of images or pieces of text, evenly spread over the data.

@@ -22,6 +22,7 @@ from tests.finetune.glue.tiny import write_data, write_encoder
 from tests.mutants.__main__ import PRELOADED
 from tests.runs import ROOT
 from tests.study.tiny import written
+from tests.vision.sources import as_parquet, as_tar
 
 pytestmark = pytest.mark.slow
 
@@ -161,6 +162,8 @@ def finished(tmp_path_factory, type_in):
         Image.new("RGB", (60, 40), "green").save("photo.jpg")
         write_data(Path("glue"))
         write_encoder(Path("FOLDER_OF_THE_MODEL"))
+        as_parquet(Path("parquet"))
+        as_tar(Path("shards"))
         for name in ("text", "topics"):
             Path(name).mkdir()
             for number in range(12):
