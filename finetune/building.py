@@ -9,10 +9,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 from bamboo.checkpoints.loading import load_encoder
 from bamboo.checkpoints.reading import read_source
+from bamboo.checkpoints.starting import check_encoder
 from bamboo.errors import InputError
 from bamboo.shapes import Patches, Shape, find_shape
 from bamboo.tables import table
-from bamboo.vision.encoder import build_encoder, options_of, shape_of
+from bamboo.vision.encoder import build_encoder
 from bamboo.vision.pixels import PixelScale
 
 SCRATCH = "scratch"
@@ -43,21 +44,8 @@ def make_encoder(
         return build_encoder(find_shape(shape), patches, **options), PixelScale(in_chans)
     checkpoint = read_source(source, image_size)
     encoder, report = load_encoder(checkpoint, image_size, in_chans)
-    own_shape, own_patch = shape_of(encoder), encoder.patch_embed.patch_size[0]
-    wanted = own_shape if shape is None else find_shape(shape)
-    if own_shape != wanted:
-        own, other = (f"{each} with {each.heads} heads" for each in (own_shape, wanted))
-        raise InputError(f"{source} is {own}, and model.init_args.shape says {other}")
-    if patch_size not in (None, own_patch):
-        raise InputError(
-            f"{source} has patches of {own_patch} pixels, and model.init_args.patch_size says {patch_size}"
-        )
-    own_options = options_of(encoder)
-    for name in ("layer_scale", "attn_scale"):
-        if options.get(name) and options[name] != own_options[name]:
-            raise InputError(
-                f"{source} has {name} {own_options[name]}, and model.init_args.{name} says {options[name]}"
-            )
+    wanted = {name: options[name] for name in ("layer_scale", "attn_scale") if options.get(name)}
+    check_encoder(str(source), encoder, None if shape is None else find_shape(shape), patch_size, wanted)
     scale = checkpoint.scale
     print(report)
     return encoder, scale if scale.mean.numel() == in_chans else PixelScale(in_chans)

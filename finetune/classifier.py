@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from timm.data import Mixup
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -19,7 +19,7 @@ from bamboo.optimizers import layer_decay_groups
 from bamboo.recipes import Recipe
 from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import TrainingModule, plain_arguments
-from bamboo.vision.encoder import Init, encode, options_of, patches_of, shape_of
+from bamboo.vision.encoder import Init, encode, options_of, patches_of, set_norm_eps, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.views import seed_streams
@@ -108,8 +108,9 @@ class Classifier(TrainingModule):
         options = {"init": init, "layer_scale": layer_scale, "attn_scale": attn_scale}
         self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans, **options)
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
-        self.pixels = PixelScale(in_chans, mean or _shares(scale.mean), std or _shares(scale.std))
-        _set_eps(self.model, layer_norm_eps)
+        own = scale.statistics()
+        self.pixels = PixelScale(in_chans, mean or own["mean"], std or own["std"])
+        set_norm_eps(self.model, layer_norm_eps)
         self.save_hyperparameters({**arguments, **self._sizes()})
         attach_head(self.model, num_classes, pool, batch_norm, head_init_std)
         set_drop_path(self.model, drop_path)
@@ -135,8 +136,7 @@ class Classifier(TrainingModule):
             "shape": asdict(self.shape),
             **asdict(self.patches),
             **options_of(self.model),
-            "mean": _shares(self.pixels.mean),
-            "std": _shares(self.pixels.std),
+            **self.pixels.statistics(),
             "layer_norm_eps": self.model.blocks[0].norm1.eps,
         }
 
@@ -277,17 +277,6 @@ class Classifier(TrainingModule):
         super().on_load_checkpoint(checkpoint)
         self.has_weights = True
         self._match_classes(list(checkpoint["classes"]))
-
-
-def _shares(scale: Tensor) -> list[float]:
-    """The mean or deviation of each channel on a scale of 0 to 1."""
-    return [round(value / 255, 6) for value in scale.flatten().tolist()]
-
-
-def _set_eps(encoder: VisionTransformer, eps: float | None) -> None:
-    for module in encoder.modules():
-        if eps is not None and isinstance(module, nn.LayerNorm):
-            module.eps = eps
 
 
 def _freeze(model: VisionTransformer, freeze: bool) -> None:

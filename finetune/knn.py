@@ -97,7 +97,8 @@ class NeighbourProbe(Callback):
         if self.loaders and trainer.global_step == 0 and len(data.labelled) <= self.max_samples:
             if data.in_chans * math.prod(data.size) <= PIXELS:
                 self.accuracy["raw pixels"] = self._measure(lambda images: images.flatten(1), trainer)
-            self.accuracy["untrained encoder"] = self._measure_encoder(trainer)
+            name = "encoder at the start" if getattr(pl_module, "init_from", None) else "untrained encoder"
+            self.accuracy[name] = self._measure_encoder(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log, every so many epochs and after the last one."""

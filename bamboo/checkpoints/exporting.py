@@ -75,7 +75,7 @@ def _write_timm(model: Checkpoint, out: Path) -> list[Path]:
     more = {"qkv_bias": arguments["qkv_bias"], "init_values": arguments["layer_scale"]}
     sizes = {"img_size": patches.image_size, "patch_size": patches.patch_size, "in_chans": patches.in_chans}
     widths = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": shape.mlp_ratio}
-    mean, std = _mean_and_std(model)
+    mean, std = model.scale.statistics().values()
     crop = PRETRAINED_CFG["crop_pct"] if max(patches.image_size) <= 224 else 1.0  # as `evaluation_view` crops
     pixels = {"input_size": (patches.in_chans, *patches.image_size), "mean": mean, "std": std, "crop_pct": crop}
     config = {
@@ -110,7 +110,7 @@ def _write_mae(model: Checkpoint, format: str, out: Path) -> list[Path]:
 
 def _write_vit(model: Checkpoint, tensors: Tensors, out: Path) -> list[Path]:
     """A folder of transformers' ViTForImageClassification, or, without a head, of its ViTMAEForPreTraining."""
-    arguments, (side, _), (mean, std) = _arguments(model), model.patches.image_size, _mean_and_std(model)
+    arguments, (side, _), (mean, std) = _arguments(model), model.patches.image_size, model.scale.statistics().values()
     config = to_config({**arguments, "image_size": side}, decoder=model.head is None)
     config |= {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"}
     if model.head:
@@ -137,9 +137,3 @@ def _arguments(model: Checkpoint) -> dict[str, Any]:
     arguments = {**model.arguments, **shapes, "layer_norm_eps": model.arguments["layer_norm_eps"] or 1e-6}
     head = model.head
     return arguments | ({"num_classes": len(head.classes), "pool": head.pool, "classes": head.classes} if head else {})
-
-
-def _mean_and_std(model: Checkpoint) -> list[list[float]]:
-    return [
-        [round(value / 255, 6) for value in part.flatten().tolist()] for part in (model.scale.mean, model.scale.std)
-    ]

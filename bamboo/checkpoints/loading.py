@@ -1,8 +1,7 @@
 """Models of any source: a timm encoder with a report, a masked autoencoder, or a classifier."""
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import nn
 from bamboo.checkpoints.key_maps import Tensors
 from bamboo.checkpoints.reading import DEFAULTS, Checkpoint, Head, ImageSize, image_size_of, read_source
 from bamboo.errors import InputError
+from bamboo.reports import Report as Report
 from bamboo.shapes import Patches, find_shape
-from bamboo.vision.encoder import build_encoder
+from bamboo.vision.encoder import build_encoder, set_norm_eps
 from bamboo.vision.heads import plain_head
 from bamboo.vision.mae import MaskedAutoencoder, build_mae
 from bamboo.vision.pixels import PixelScale
@@ -31,34 +31,6 @@ _REASONS = [
 ]
 # Weights without which features are others: one of them that a model lacks must not be left out in silence.
 _TRUNK = r"(encoder\.)?(blocks|patch_embed|norm_pre|reg_token|dist_token|cls_token)|decoder\.(blocks|mix)"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `load_encoder` did.
-
-    Args:
-        kind: what the source turned out to be.
-        loaded: number of tensors that the encoder received.
-        notes: what was taken for granted, renamed, resampled or adapted.
-        unused: the keys of the source that have no place in the encoder, each with the reason.
-    """
-
-    source: str
-    kind: str
-    loaded: int
-    notes: tuple[str, ...] = ()
-    unused: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"{self.source} ({self.kind}): {self.loaded} tensors loaded, {len(self.unused)} not used", *self.notes]
-        by_reason = defaultdict(list)
-        for key, reason in self.unused.items():
-            by_reason[reason].append(key)
-        for reason, keys in by_reason.items():
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            lines.append(f"{len(keys)} not used, {reason}: {', '.join(keys[:3])}{more}")
-        return "\n  ".join(lines)
 
 
 def load_encoder(
@@ -87,9 +59,12 @@ def load_encoder(
         encoder = _plain_vit(checkpoint, tensors)
         table = encoder.pos_embed.detach().clone()
         fill(encoder, tensors, checkpoint)
-        encoder.pos_embed.requires_grad_(not torch.allclose(encoder.pos_embed, table, atol=1e-4))
+        learned = checkpoint.arguments["learned_positions"]
+        if learned is None:
+            learned = not torch.allclose(encoder.pos_embed, table, atol=1e-4)
+        encoder.pos_embed.requires_grad_(learned)
     pixels = {key: checkpoint.arguments[key] for key in ("mean", "std")}
-    if all(pixels.values()):
+    if all(pixels.values()) and len(pixels["mean"]) == encoder.patch_embed.proj.in_channels:
         encoder.pretrained_cfg = {**getattr(encoder, "pretrained_cfg", {}), **pixels}
     notes += _resize(encoder, image_size)
     used = {f"encoder.{key}" for key in encoder.state_dict()}
@@ -117,13 +92,22 @@ def load_mae(source: str | Path | Checkpoint) -> MaskedAutoencoder:
         mae = build_mae(**{key: value for key, value in checkpoint.arguments.items() if key in DEFAULTS})
     except TypeError as error:
         raise InputError(f"{source} holds arguments that build no model: {error}") from error
-    positions = tensors.get("decoder.pos_embed", mae.decoder.pos_embed[:, :0])
-    if positions.shape[1] == mae.decoder.pos_embed.shape[1] + 1:  # others give the class token a row, and it is zero
-        if positions[:, 0].any():
-            raise InputError(f"{source}: row 0 of decoder_pos_embed is not zero, which bamboo's decoder lacks")
-        tensors["decoder.pos_embed"] = positions[:, 1:]
-    fill(mae, tensors, checkpoint)
+    fill(mae, without_class_row(tensors, mae.decoder.pos_embed.shape[1], source), checkpoint)
     return mae.eval()
+
+
+def without_class_row(tensors: Tensors, count: int, source: str) -> Tensors:
+    """Tensors with as many positions of a decoder as there are patches: others give the class token a row of zeros.
+
+    Raises:
+        InputError: where that row is not zero.
+    """
+    positions = tensors.get("decoder.pos_embed")
+    if positions is None or positions.shape[1] != count + 1:
+        return tensors
+    if positions[:, 0].any():
+        raise InputError(f"{source}: row 0 of decoder_pos_embed is not zero, which bamboo's decoder lacks")
+    return {**tensors, "decoder.pos_embed": positions[:, 1:]}
 
 
 def load_classifier(source: str | Path) -> tuple[VisionTransformer, Head, PixelScale]:
@@ -170,9 +154,7 @@ def fill(model: nn.Module, tensors: Tensors, checkpoint: Checkpoint) -> None:
                 f"{key} is {shape} there, and {tuple(tensor.shape)} in this model"
             )
     model.load_state_dict({key: tensors[key] for key in expected})
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = checkpoint.arguments["layer_norm_eps"] or module.eps
+    set_norm_eps(model, checkpoint.arguments["layer_norm_eps"])
 
 
 def _refuse_extra(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> None:

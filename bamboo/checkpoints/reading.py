@@ -22,7 +22,7 @@ from bamboo.vision.pixels import PixelScale
 
 ImageSize = int | tuple[int, int]
 DEFAULTS = {name: option.default for name, option in inspect.signature(build_mae).parameters.items()}
-KNOWN = {**DEFAULTS, "mean": None, "std": None, "layer_norm_eps": None, "qkv_bias": True}
+KNOWN = {**DEFAULTS, "mean": None, "std": None, "layer_norm_eps": None, "learned_positions": None, "qkv_bias": True}
 """What is kept of a model's description, and what holds where the source says nothing."""
 
 
@@ -116,6 +116,7 @@ def _read_file(source: str, content: Mapping[str, Any], image_size: ImageSize | 
     hyperparameters = content.get("hyper_parameters")
     if isinstance(hyperparameters, Mapping):
         arguments = {key: hyperparameters.get(key, default) for key, default in KNOWN.items()}
+        arguments |= PixelScale(*(arguments[key] for key in ("in_chans", "mean", "std"))).statistics()
         kind = "a Bamboo checkpoint" if "state_dict" in content else "weights that Bamboo exported"
         head = None
         if "num_classes" in hyperparameters:

@@ -46,6 +46,13 @@ class BambooCLI(LightningCLI):
         if config.get("ckpt_path") == "last":
             self._continue_newest_run(config)
 
+    def instantiate_classes(self) -> None:
+        """Tell the trainer of the checkpoint now, so that a module knows in `setup` that weights are to come."""
+        super().instantiate_classes()
+        config = self.config_init[self.subcommand] if self.subcommand else {}
+        if Path(config.get("ckpt_path") or "").is_file():
+            self.trainer.ckpt_path = config.pop("ckpt_path")
+
     def _continue_newest_run(self, config: Namespace) -> None:
         """Resolve `--ckpt_path last`, and let a resumed run go on in the folder of the run that it resumes."""
         logger = config.trainer.logger

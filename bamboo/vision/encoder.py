@@ -109,6 +109,13 @@ def options_of(encoder: VisionTransformer) -> dict[str, Any]:
     }
 
 
+def set_norm_eps(model: nn.Module, eps: float | None) -> None:
+    """Let every LayerNorm of a model have an epsilon; with None each keeps its own."""
+    for module in model.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm):
+            module.eps = eps
+
+
 def init_weights(module: nn.Module) -> None:
     """Initialise one module as in He et al. 2022: Xavier-uniform matrices (a patch projection too), zero biases."""
     if isinstance(module, nn.Linear | nn.Conv2d):

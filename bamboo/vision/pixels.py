@@ -54,6 +54,11 @@ class PixelScale(nn.Module):
         # In place: on a CPU the copies would cost as much as decoding the images did.
         return images if images.is_floating_point() else images.float().sub_(self.mean).div_(self.std)
 
+    def statistics(self) -> dict[str, list[float]]:
+        """`mean` and `std` of each channel, as the constructor takes them."""
+        named = {"mean": self.mean, "std": self.std}
+        return {name: [round(value / 255, 6) for value in part.flatten().tolist()] for name, part in named.items()}
+
     def to_bytes(self, images: Tensor) -> Tensor:
         """Standardised floats (B, C, H, W) back to bytes, clipped to what a picture can show."""
         return (images.float() * self.std + self.mean).round().clamp(0, 255).to(torch.uint8)
