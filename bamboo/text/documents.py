@@ -1,52 +1,64 @@
-"""Documents out of files: plain text, JSON lines, Parquet and data sets that `datasets` saved."""
+"""Documents out of files, plain text, JSON lines, Parquet and what `datasets` saved, and of data sets of the hub."""
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bamboo.errors import InputError
+from bamboo.locations import Location, parse_location
 
 SHORT, LONG = 1 << 14, 1 << 15
 BLOCK = 1 << 16
 CUTS = [re.compile(pattern) for pattern in (r"\n[^\S\n]*\n", r"\n", r"\s")]
 
 
-def read_documents(files: Sequence[Path], field: str = "text") -> Iterator[str]:
-    r"""The documents of files, of which one passage is held at a time; those of nothing but blanks are left out.
+def read_documents(sources: Sequence[Path | Location], field: str = "text") -> Iterator[str]:
+    r"""The documents of what `find_sources` found, one passage held at a time; those of blanks alone are left out.
 
     - `.txt`, `.text`, `.md`, `.rst`: UTF-8, with or without a byte-order mark; a file is a text. "\r\n" becomes "\n".
-    - `.jsonl`: each line is an object, its `field` a text.
+    - `.jsonl`: each line is an object, its `field` a text. Both may be compressed: `.txt.gz`, `.jsonl.zst`.
     - `.parquet`, and `.arrow` as `datasets.save_to_disk` writes it: each row is one, in the column `field`.
+    - a data set of Hugging Face's hub likewise, streamed.
 
     A text is a document; one of more than 32,768 characters (5,500 English words) is cut into documents of half of that
     or some more, at a blank line where there is one, else at the end of a line, else at a blank. Where a file cannot be
     read, an `InputError` names it, and the line or row, when its turn comes.
     """
-    for path in files:
+    for source in sources:
         try:
-            for text in READERS[path.suffix.lower()](path, field):
+            for text in _texts(source, field):
                 yield from (document for document in _cut(text) if document.strip())
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
+            raise InputError(f"cannot read {source}: {error.strerror or error}") from error
 
 
-def find_files(sources: Sequence[Path]) -> list[Path]:
-    """The files that are named, and those in named folders at any depth, in the order of their names.
+def _texts(source: Path | Location, field: str) -> Iterator[Iterable[str]]:
+    return _hub_rows(source, field) if isinstance(source, Location) else READERS[_ending(source)](source, field)
 
-    In folders, what is hidden, empty or of another kind is passed over, as are the files in which `datasets` caches.
+
+def find_sources(sources: Sequence[str | Path]) -> list[Path | Location]:
+    """The files that are named, those in named folders at any depth by their names, and what is named on the hub.
+
+    A data set of the hub is spelled `hf:NAME`, behind it if need be `,config=` and `,split=`. In folders, what is
+    hidden, empty or of another kind is passed over, as are the files in which `datasets` caches.
     Raises `InputError` for a source that is missing, or that is or holds no text.
     """
-    files: dict[Path, None] = {}
-    for source in map(Path, sources):
+    found: dict[str, Path | Location] = {}
+    for name in map(str, sources):
+        if name.startswith("hf:"):
+            found[name] = parse_location(name, ("config", "split"))
+            continue
+        source = Path(name)
         if not source.exists():
             raise InputError(f"{source} is missing: expected a text file or a folder of them")
         inside = sorted(path for path in (_below(source) if source.is_dir() else [source]) if _is_text(path))
         if not inside:
             raise InputError(f"{source} holds no text: expected {', '.join(READERS)}, and not empty")
-        files |= dict.fromkeys(inside)
-    return list(files)
+        found |= {str(path): path for path in inside}
+    return [*found.values()]
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -57,7 +69,12 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _is_text(path: Path) -> bool:
-    return path.suffix.lower() in READERS and path.is_file() and path.stat().st_size > 0
+    return bool(_ending(path)) and path.is_file() and path.stat().st_size > 0
+
+
+def _ending(path: Path) -> str:
+    """How a file's name ends, of the endings of `READERS`, "" for none of them."""
+    return next((ending for ending in READERS if path.name.lower().endswith(ending)), "")
 
 
 def _cut(blocks: Iterable[str]) -> Iterator[str]:
@@ -74,8 +91,18 @@ def _cut(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _plain_text(path: Path, _: str) -> Iterator[Iterable[str]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
         yield _blocks(path, file)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file for reading, decompressed by what its name ends with."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if compression is None:
+        return path.open("rb")
+    from pyarrow import input_stream  # type: ignore[import-untyped]
+
+    return io.BufferedReader(input_stream(str(path), compression=compression))
 
 
 def _blocks(path: Path, file: Any) -> Iterator[str]:
@@ -85,13 +112,13 @@ def _blocks(path: Path, file: Any) -> Iterator[str]:
                 raise InputError(f"{path} holds a NUL: it is binary or UTF-16, and should be UTF-8 text")
             yield block
     except UnicodeDecodeError as error:
-        with path.open("rb") as lines:
+        with _open(path) as lines:
             bad = next(n for n, line in enumerate(lines, 1) if line.decode(errors="ignore").encode() != line)
         raise InputError(f"{path}:{bad} is not UTF-8: convert the file") from error
 
 
 def _json_lines(path: Path, field: str) -> Iterator[Iterable[str]]:
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.isspace():
                 continue
@@ -103,7 +130,7 @@ def _json_lines(path: Path, field: str) -> Iterator[Iterable[str]]:
 
 
 def _rows(path: Path, field: str) -> Iterator[Iterable[str]]:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
     from pyarrow import ipc, parquet
 
     is_parquet = path.suffix.lower() == ".parquet"
@@ -122,6 +149,23 @@ def _rows(path: Path, field: str) -> Iterator[Iterable[str]]:
         raise InputError(f"{path} is cut short or no {kind}: copy or download it again") from error
 
 
+def _hub_rows(source: Location, field: str) -> Iterator[Iterable[str]]:
+    from datasets import load_dataset
+
+    name, options = source.path.removeprefix("hf:"), source.options
+    try:
+        rows = load_dataset(name, options.get("config"), split=options.get("split", "train"), streaming=True)
+        for number, row in enumerate(rows, 1):
+            if field not in row:
+                raise InputError(f"{source.path} has no column {field!r}, but {', '.join(map(repr, row))}")
+            yield _blocks_of(row[field], f"{source.path}, row {number}", field)
+    except InputError:
+        raise
+    except Exception as error:  # absent, gated, offline, cut off on the way: each in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{source.path} cannot be read: {reason}") from error
+
+
 def _blocks_of(value: Any, where: str, field: str) -> list[str]:
     if not isinstance(value, str):
         raise InputError(f"{where}: {field!r} is of type {type(value).__name__}, expected text")
@@ -129,8 +173,10 @@ def _blocks_of(value: Any, where: str, field: str) -> list[str]:
     return [text[start : start + BLOCK] for start in range(0, len(text), BLOCK)]
 
 
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_LINES = {**dict.fromkeys((".txt", ".text", ".md", ".rst"), _plain_text), ".jsonl": _json_lines}
 READERS: dict[str, Callable[[Path, str], Iterator[Iterable[str]]]] = {
-    **dict.fromkeys((".txt", ".text", ".md", ".rst"), _plain_text),
-    **{".jsonl": _json_lines, ".parquet": _rows, ".arrow": _rows},
+    **{ending + packed: read for packed in ("", *COMPRESSIONS) for ending, read in _LINES.items()},
+    **{".parquet": _rows, ".arrow": _rows},
 }
 """How to read a file, by the end of its name: texts, each in blocks."""

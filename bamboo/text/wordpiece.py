@@ -12,13 +12,13 @@ from bamboo.errors import InputError
 from bamboo.seeds import derive_seed
 from bamboo.text.tokenizer import BERT_SPECIAL, bert_tokenizer
 
-SAMPLE = 32 << 20
-"""Bytes of text, at most, that a vocabulary is trained on."""
 SMALLEST = 64
 COVERAGE, ALPHABET = 0.9995, 1000
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, lowercase: bool = True, sample_bytes: int = 32 << 20
+) -> Tokenizer:
     """Train a WordPiece vocabulary with BERT's normalisation; [PAD] is 0 and the other special tokens follow.
 
     Same texts, same vocabulary: the trainer of tokenizers numbers characters in an order that changes from run to run,
@@ -26,9 +26,11 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     99.95 % of the text, as in Chinese, so many that they are; it takes at most half of the vocabulary.
 
     Args:
-        texts: read once and streamed; of more than 32 MiB, 28 to 32 MiB are drawn evenly to train on.
+        texts: read once and streamed; where they are more than `sample_bytes`, so many or an eighth less are drawn
+            evenly from all of them to train on.
         vocab_size: the number of tokens to reach. Fewer come out where no more pieces of words occur twice.
         lowercase: whether to lower-case and strip accents.
+        sample_bytes: of text in UTF-8, at most, to train on.
 
     Raises:
         InputError: if there is no text, or the size is below 64.
@@ -36,7 +38,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     if vocab_size < SMALLEST:
         raise InputError(f"vocab_size must be at least {SMALLEST}, got {vocab_size}")
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    sample = _sample(texts, SAMPLE)
+    sample = _sample(texts, sample_bytes)
     characters = _alphabet(sample, normalizer, (vocab_size - len(BERT_SPECIAL)) // 4)
     if not characters:
         raise InputError("there is no text to train a vocabulary on")

@@ -255,3 +255,19 @@ def test_bad_input_is_one_line_and_leaves_no_corpus(args, reason, tmp_path, monk
     assert lines[-1].startswith("bamboo: error: ")
     assert reason in lines[-1]
     assert not Path("corpus/corpus.json").exists()
+
+
+def test_the_vocabulary_is_trained_on_a_sample_of_the_whole_input(tmp_path, capsys):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number, letters in enumerate(("abcdefgh", "ijklmnop")):  # 1.5 MB each, of words that the other has not
+        words = [f"{a}{b}{c} " for a in letters for b in letters for c in letters]
+        (folder / f"{number}.txt").write_text("".join(words * 750))
+    arguments = ["tokenize", str(folder), "--vocab-size", "3000", "--vocab-sample", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "corpus")]) == 0
+    tokens = Corpus.open(tmp_path / "corpus").tokenizer.get_vocab()
+    assert {"aaa", "hhh", "iii", "ppp"} <= tokens.keys()
+    assert main([*arguments[:-1], "0", "--out", str(tmp_path / "other")]) == 2
+    assert "vocab_sample must be at least 1 MiB, got 0" in capsys.readouterr().err
+    assert main([*arguments[:-2], "--out", str(tmp_path / "corpus")]) == 2
+    assert "holds a corpus of other text or options" in capsys.readouterr().err
