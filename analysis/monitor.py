@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib import colormaps
 from torch import Tensor, nn
 
 from bamboo.errors import InputError
+from bamboo.loggers import log_picture
 
 from .architectures import Prefix, Stack, find_prefix, find_stack, part_of
 from .captures import State, capture
@@ -160,11 +160,10 @@ class SimilarityMonitor(Callback):
         logs = {name: value for name, value in named.items() if math.isfinite(value)}
         for logger in trainer.loggers:
             logger.log_metrics(logs, step=step)
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_image("similarity/layers_by_time", self.picture(), step)
+        log_picture(trainer, "similarity/layers_by_time", self.picture(), step)
 
     def picture(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Similarity within samples as colours (3, layers, times), the embedding at the bottom.
+        """Similarity within samples as colours (layers, times, 3), the embedding at the bottom.
 
         Each value is a square of pixels. Of a long history evenly spaced times are shown.
         """
@@ -172,7 +171,7 @@ class SimilarityMonitor(Callback):
         times = np.linspace(0, len(seen) - 1, min(len(seen), TIMES)).round().astype(int)
         table = seen[times].T[::-1].clip(0, 1)
         colours = (colormaps["viridis"](table)[..., :3] * 255).round().astype(np.uint8)
-        return np.ascontiguousarray(colours.repeat(PIXELS, 0).repeat(PIXELS, 1).transpose(2, 0, 1))
+        return np.repeat(np.repeat(colours, PIXELS, 0), PIXELS, 1)
 
     def _measure(self, tokens: Tensor, counted: Tensor | None) -> Tensor:
         """The sums (width + 4) of the batch that its split needs."""

@@ -55,17 +55,20 @@ class BambooCLI(LightningCLI):
 
     def _continue_newest_run(self, config: Namespace) -> None:
         """Resolve `--ckpt_path last`, and let a resumed run go on in the folder of the run that it resumes."""
-        logger = config.trainer.logger
+        loggers = config.trainer.logger
+        logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
         if not isinstance(logger, Namespace):
             raise InputError("--ckpt_path last needs the logger of the run: give the path of a checkpoint instead")
-        runs = Path(logger.init_args.save_dir) / logger.init_args.name
-        checkpoints = runs.glob("version_*/checkpoints/last.ckpt")
+        # Weights & Biases has a folder for each project, in which a run goes by its id.
+        runs = Path(logger.init_args.save_dir) / (logger.init_args.get("project") or logger.init_args.name)
+        checkpoints = runs.glob("*/checkpoints/last.ckpt")
         newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
             raise InputError(f"no run to continue: there is no checkpoint last.ckpt below {runs}")
         config.ckpt_path = str(newest)
         if self.subcommand == "fit":
             logger.init_args.version = newest.parent.parent.name
+            _keep_table(newest.parent.parent)
 
     def after_fit(self) -> None:
         """Say what was written and measured."""
@@ -73,10 +76,19 @@ class BambooCLI(LightningCLI):
         log_dir = trainer.log_dir  # all processes must ask for it
         if not trainer.is_global_zero:
             return
-        rows = {"checkpoint": getattr(trainer.checkpoint_callback, "last_model_path", ""), "tensorboard": log_dir}
+        saved = trainer.checkpoint_callback
+        rows = {"checkpoint": getattr(saved, "last_model_path", ""), "best": getattr(saved, "best_model_path", "")}
+        rows["logs" if "TensorBoard" not in type(trainer.logger).__name__ else "tensorboard"] = log_dir
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             rows |= callback.summary() if hasattr(callback, "summary") else {}
         print("\n" + "\n".join(f"{name + ':':<40} {value}" for name, value in rows.items() if value))
+
+
+def _keep_table(run: Path) -> None:
+    """Give another name to the table of a `CSVLogger`, which deletes the one that it finds."""
+    table = run / "metrics.csv"
+    if table.is_file():
+        table.rename(run / f"metrics_{len(list(run.glob('metrics*.csv')))}.csv")
 
 
 def _check_strategy(strategy: str | Namespace) -> None:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bamboo.errors import InputError
+from bamboo.loggers import log_text
 from bamboo.text.encoder import longest_sequence
 from bamboo.text.pretraining import MLMPretraining
 from bamboo.text.tokenizer import special_ids
@@ -77,9 +77,7 @@ class FilledSentences(Callback):
         right, baseline = (float(trainer.callback_metrics[f"val/{key}"]) for key in ("accuracy", "most_frequent_token"))
         note = f"{right:.1%} of held-out text (the most frequent token always: {baseline:.1%})"
         self.lines = {"masked tokens guessed right": note, **dict(zip(self.sentences, filled, strict=True))}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("filled", "\n\n".join(filled), trainer.global_step)
+        log_text(trainer, "filled", filled, trainer.global_step)
 
     def summary(self) -> dict[str, str]:
         """What was noted last, for the end of a run."""

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from bamboo.files import atomic_write
+from bamboo.loggers import log_picture
 from bamboo.seeds import derive_seed
 from bamboo.vision.encoder import gather
 from bamboo.vision.mae import MaskedAutoencoder
@@ -111,8 +112,7 @@ class ReconstructionPanel(Callback):
             return
         self.path = Path(log_dir) / "reconstruction.png"
         sheet = save_panel(pictures, self.path, note_for(module.mae))
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_image("reconstruction", pil_to_tensor(sheet), trainer.global_step)
+        log_picture(trainer, "reconstruction", np.asarray(sheet), trainer.global_step)
 
     def summary(self) -> dict[str, str]:
         """What to print at the end of a run."""

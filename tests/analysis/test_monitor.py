@@ -180,7 +180,7 @@ def test_resumed_run_goes_on_with_its_picture():
     assert picture.shape == (3, 16, 8)
     assert picture[:, 0, 0].sum() > picture[:, -1, 0].sum()  # the last layer is on top, and brighter
     other.history["token_similarity"] = [[0.1, 0.5]] * 5000
-    assert other.picture().shape == (3, 16, 8 * 200)
+    assert other.picture().shape == (16, 8 * 200, 3)
 
 
 @pytest.mark.parametrize(
