@@ -41,6 +41,7 @@ MAE = {
     "recipe": {"base_lr": 1.5e-4, "warmup_epochs": 40, "weight_decay": 0.05, "betas": [0.9, 0.95]},
     "batch": 4096,
     "model": {"mask_ratio": 0.75, "predict_ratio": 1.0, "norm_pix": True, "decoder": "self", "mix_layers": False}
+    | {"init_from": None, "stack": None}
     | {"decoder_shape": {"depth": 8, "width": 512, "heads": 16, "mlp_ratio": 4.0}},
     "data": {"batch_size": 64, "crop_scale": 0.2, "augment": None, "erase": 0.0},
     "trainer": {"max_epochs": 800},
@@ -104,7 +105,8 @@ SCRATCH_LARGE = {
 }
 TEXT = {
     "recipe": {"optimizer": "adamw", "schedule": "linear", "min_lr": 0.0},
-    "model": {"positions": 512, "vocab_size": 30522, "whole_words": False, "within_documents": False},
+    "model": {"positions": 512, "vocab_size": 30522, "whole_words": False, "within_documents": False}
+    | {"init_from": None, "stack": None},
     "data": {"block_length": 128},
     "trainer": {"precision": "bf16-mixed", "accumulate_grad_batches": 1},
 }

@@ -26,7 +26,9 @@ def measure(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, Profile],
     """Profiles of the untrained and the trained encoder, and numbers of validation."""
     cli = build((folder / "train.yaml").read_text(encoding="utf-8"))
     module, data = cli.model, cli.datamodule
-    module.load_state_dict(read_file(checkpoint(folder, "train"))["state_dict"])
+    last = read_file(checkpoint(folder, "train"))
+    module.on_load_checkpoint(last)
+    module.load_state_dict(last["state_dict"])
     (logged,) = cli.trainer.validate(module, data, verbose=False)
     numbers = {name: float(logged[metric]) for metric, name in METRICS[study.objectives[cell.objective].kind].items()}
     numbers["parameters"] = sum(p.numel() for p in module.parameters())

@@ -40,10 +40,17 @@ def load_text(source: str | Path) -> TextModel:
         source: a checkpoint of `MLMPretraining`, or of a text classifier, of which the encoder alone is taken; a
             Hugging Face folder, or a name on its hub, with or without `hf:`.
     """
+    return load_by_key(source)[0]
+
+
+def load_by_key(source: str | Path) -> tuple[TextModel, list[str], list[str]]:
+    """What `load_text` loads, the keys of the source that have no place in it, and those of it that start fresh."""
     text = str(source)
     if Path(text).is_file():
         content = read_file(text)
-        return _encoder_of_classifier(text) if is_classifier(content) else _of_checkpoint(text, content)
+        loaded = _encoder_of_classifier(text) if is_classifier(content) else _of_checkpoint(text, content)
+        inside, names = f"{loaded.model.base_model_prefix}.", loaded.model.state_dict()
+        return loaded, [], [name for name in names if NO_GUESSES in loaded.notes and not name.startswith(inside)]
     if text.endswith((".ckpt", ".pt", ".pth", ".safetensors")):
         raise InputError(f"{text} is missing: give the path of a checkpoint, or a Hugging Face folder")
     return _of_huggingface(text.removeprefix("hf:"))
@@ -132,7 +139,10 @@ def _of_checkpoint(path: str, content: Mapping[str, Any]) -> TextModel:
         raise InputError(f"{path} is no checkpoint of a masked language model: it holds no tokenizer")
     tokenizer, arguments = Tokenizer.from_str(content["tokenizer"]), content["hyper_parameters"]
     ids = special_ids(tokenizer)
-    config = build_config(**{key: arguments[key] for key in signature(build_config).parameters if key in arguments})
+    if arguments.get("config"):
+        config = AutoConfig.for_model(**arguments["config"])
+    else:
+        config = build_config(**{key: arguments[key] for key in signature(build_config).parameters if key in arguments})
     config.bos_token_id, config.eos_token_id = ids["cls"], ids["sep"]
     if config.model_type == "modernbert":
         config.cls_token_id, config.sep_token_id = ids["cls"], ids["sep"]
@@ -162,11 +172,11 @@ def _fill(model: Any, content: Mapping[str, Any], path: str | Path) -> None:
         raise InputError(f"{path} does not fit its own description: {str(error).splitlines()[-1].strip()}") from error
 
 
-def _of_huggingface(name: str) -> TextModel:
+def _of_huggingface(name: str) -> tuple[TextModel, list[str], list[str]]:
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         options = {"trust_remote_code": False, "output_loading_info": True}
         model, report = AutoModelForMaskedLM.from_pretrained(name, **options)
     missing = sorted(report["missing_keys"])
     notes = (f"not in {name}, and drawn at random: {', '.join(missing[:4])}",) if missing else ()
-    return TextModel(model.float().eval(), tokenizer, notes)
+    return TextModel(model.float().eval(), tokenizer, notes), sorted(report["unexpected_keys"]), missing

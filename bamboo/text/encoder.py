@@ -1,7 +1,7 @@
 """A Hugging Face masked language model at a `Shape`, and where its parts are."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from transformers import (
     ModernBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    RobertaConfig,
     RobertaPreLayerNormConfig,
 )
 
 from bamboo.errors import InputError, unknown
 from bamboo.shapes import Shape, find_shape
 
-Architecture = Literal["bert", "roberta-prelayernorm", "modernbert"]
+Architecture = Literal["bert", "roberta", "roberta-prelayernorm", "modernbert"]
 
 
 def build_config(
@@ -30,10 +31,11 @@ def build_config(
 ) -> PreTrainedConfig:
     """The configuration of a Hugging Face encoder at a shape.
 
-    `bert` normalises after each branch (Devlin et al. 2019), `roberta-prelayernorm` before it, at the same matrices and
-    nearly the same parameters. `modernbert` (Warner et al. 2024) normalises before, has rotary positions and no biases;
-    its gated MLP is two thirds as wide, so that its matrices have as many weights, and every layer attends to all
-    tokens, so that its cost is that of the others. The numbers of special tokens other than [PAD] are left open.
+    `bert` and `roberta` normalise after each branch (Devlin et al. 2019, Liu et al. 2019), `roberta-prelayernorm`
+    before it, at the same matrices and nearly the same parameters. `modernbert` (Warner et al. 2024) normalises before,
+    has rotary positions and no biases; its gated MLP is two thirds as wide, so that its matrices have as many weights,
+    and every layer attends to all tokens, so that its cost is that of the others. The numbers of special tokens other
+    than [PAD] are left open.
 
     Args:
         shape: name, numbers, or a `Shape`.
@@ -64,8 +66,10 @@ def build_config(
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if architecture == "bert":
         return BertConfig(**common, **dropouts, architectures=["BertForMaskedLM"])
-    if architecture == "roberta-prelayernorm":
+    if architecture in ("roberta", "roberta-prelayernorm"):
         common |= {"max_position_embeddings": positions + pad_token_id + 1, "layer_norm_eps": 1e-12}
+        if architecture == "roberta":
+            return RobertaConfig(**common, **dropouts, type_vocab_size=2, architectures=["RobertaForMaskedLM"])
         names = ["RobertaPreLayerNormForMaskedLM"]
         return RobertaPreLayerNormConfig(**common, **dropouts, type_vocab_size=2, architectures=names)
     if architecture == "modernbert":
@@ -79,13 +83,27 @@ def build_config(
             mlp_dropout=dropout,
             architectures=["ModernBertForMaskedLM"],
         )
-    raise unknown("architecture", architecture, ("bert", "roberta-prelayernorm", "modernbert"))
+    raise unknown("architecture", architecture, get_args(Architecture))
 
 
 def build_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A masked language model with fresh weights."""
     model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
     return model
+
+
+def shape_of(config: PreTrainedConfig) -> Shape:
+    """The shape at which `build_config` gives a configuration its sizes."""
+    gated = config.model_type == "modernbert"
+    mlp_width = round(config.intermediate_size * (1.5 if gated else 1.0))
+    return Shape.of(config.num_hidden_layers, config.hidden_size, config.num_attention_heads, mlp_width)
+
+
+def set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    """Give every dropout of a configuration this probability."""
+    for name, value in config.to_dict().items():
+        if "dropout" in name and isinstance(value, float | int):
+            setattr(config, name, dropout)
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:

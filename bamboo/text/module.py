@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from bamboo.errors import InputError
@@ -20,10 +21,12 @@ class TextModule(TrainingModule):
 
     def setup(self, stage: str) -> None:
         """Keep the tokenizer of the data. Raises `InputError` where the model cannot read them."""
-        data, config = getattr(self.trainer, "datamodule", None), self.model.config
+        data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, self.reads):
             needed, name = self.reads.__name__, type(data).__name__
             raise InputError(f"{type(self).__name__} needs {needed}, and the data are {name}")
+        self.begin(data.tokenizer)
+        config = self.model.config
         size, pad = data.tokenizer.get_vocab_size(), special_ids(data.tokenizer)["pad"]
         if size > config.vocab_size:
             raise InputError(
@@ -35,9 +38,12 @@ class TextModule(TrainingModule):
         if data.length > longest_sequence(config):
             raise InputError(
                 f"the data have {data.length} tokens in a row, above the model's {longest_sequence(config)} positions: "
-                "set model.init_args.positions"
+                "set model.init_args.positions, or a lower data.init_args.block_length"
             )
         self.tokenizer_json = data.tokenizer.to_str()
+
+    def begin(self, tokenizer: Tokenizer) -> None:
+        """What a module does to its model once it knows the tokenizer of the data."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer with the weights."""

@@ -1,20 +1,26 @@
 """Masked language modelling: the thin Lightning module around `bamboo.text.mlm`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torchmetrics import MeanMetric
+from transformers import AutoConfig, PreTrainedConfig
 
 from bamboo.errors import InputError
+from bamboo.files import read_file
 from bamboo.recipes import Recipe
 from bamboo.shapes import find_shape
+from bamboo.stacking import Stack
 from bamboo.text.data import TextData
-from bamboo.text.encoder import blocks_of, build_config, build_model
+from bamboo.text.encoder import blocks_of, build_config, build_model, longest_sequence, set_dropout
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import Guesses, documents_of, guess
 from bamboo.text.module import TextModule
+from bamboo.text.starting import start
 from bamboo.text.tokenizer import continues_word, special_ids
 from bamboo.training import plain_arguments
 
@@ -33,6 +39,13 @@ class MLMPretraining(TextModule):
         within_documents: let attention stay within a document, as if each were a sequence of its own.
         compile: compile each block where there is a GPU.
         grad_checkpointing: trade a second forward pass of the blocks for their memory.
+        init_from: weights to start from: a checkpoint of this class, or a Hugging Face folder, `hf:NAME`. Vocabulary,
+            positions and norms are then those of the source. It is read once, and not by a run that `--ckpt_path`
+            resumes: its checkpoint holds all that there is of the model.
+        stack: how the blocks of a shallower encoder make this one: `repeat` or `identity`, see
+            `bamboo.stacking.origins`.
+        config: configuration of the model in transformers' words, in place of what `encoder` says; a run that started
+            from weights keeps it in its checkpoints.
         encoder: arguments of `bamboo.text.encoder.build_config`.
     """
 
@@ -49,19 +62,60 @@ class MLMPretraining(TextModule):
         within_documents: bool = False,
         compile: bool = False,
         grad_checkpointing: bool = False,
+        init_from: str | Path | None = None,
+        stack: Stack | None = None,
+        config: dict[str, Any] | None = None,
         **encoder: Any,
     ) -> None:
         arguments = plain_arguments(locals(), "encoder")
         super().__init__(recipe)
-        self.save_hyperparameters(arguments)
+        if stack and not init_from:
+            raise InputError("stack repeats the blocks of an encoder: give that as model.init_args.init_from")
+        self.init_from, self.stack, self.has_weights = init_from, stack, init_from is None
+        # What a checkpoint says of the model: it has weights, and needs no others to start from.
+        self.save_hyperparameters({**arguments, "init_from": None, "stack": None})
         if not 0 < mask_ratio < 1:
             raise InputError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
         self.seed, self.mask_ratio, self.whole_words = seed, mask_ratio, whole_words
         self.within_documents, self.compile_blocks = within_documents, compile
-        self.model = build_model(build_config(**encoder))
-        if grad_checkpointing:
-            self.model.gradient_checkpointing_enable()
+        self.dropout = float(encoder.get("dropout", 0.0))
+        self._build(AutoConfig.for_model(**config) if config else build_config(**encoder))
         self.val_loss, self.val_accuracy, self.val_baseline = MeanMetric(), MeanMetric(), MeanMetric()
+
+    def _build(self, config: PreTrainedConfig) -> None:
+        """Make a model with fresh weights."""
+        set_dropout(config, self.dropout)
+        self.model = build_model(config)
+        if self.hparams["grad_checkpointing"]:
+            self.model.gradient_checkpointing_enable()
+        if self.within_documents and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise InputError("within_documents needs attention to all tokens, and blocks of this model slide a window")
+
+    def begin(self, tokenizer: Tokenizer) -> None:
+        """Start from weights, or be the model of the checkpoint whose weights are to come."""
+        if self.trainer.ckpt_path:
+            self._adopt(read_file(self.trainer.ckpt_path).get("hyper_parameters", {}))
+        elif self.init_from and not self.has_weights:
+            config, weights, report = start(self.init_from, self.model.config, self.dropout, tokenizer, self.stack)
+            positions = longest_sequence(config)
+            sizes = {"vocab_size": config.vocab_size, "positions": positions, "pad_token_id": config.pad_token_id}
+            self._adopt({"config": config.to_dict(), **sizes})
+            self.model.load_state_dict(weights)
+            self.has_weights = True
+            if self.trainer.is_global_zero:
+                print(report)
+
+    def _adopt(self, said: Mapping[str, Any]) -> None:
+        """Be the model that a run's checkpoint or a source describes in transformers' words."""
+        if said.get("config") and said["config"] != self.hparams["config"]:
+            self.hparams.update({key: said[key] for key in ("config", "vocab_size", "positions", "pad_token_id")})
+            self._build(AutoConfig.for_model(**said["config"]))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Be the model of the checkpoint. Raises `InputError` for that of another one."""
+        self._adopt(checkpoint.get("hyper_parameters", {}))
+        super().on_load_checkpoint(checkpoint)
+        self.has_weights = True
 
     def setup(self, stage: str) -> None:
         """Take the vocabulary from the data, and compile the blocks in place."""

@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_said_in_one_line():
     }
     for message, (options, data) in wrong.items():
         module = TextClassification(**SMALL | options)
-        module._trainer = SimpleNamespace(datamodule=data)
+        module._trainer = SimpleNamespace(ckpt_path=None, datamodule=data)
         with pytest.raises(InputError, match=message):
             module.setup("fit")
     with pytest.raises(InputError, match="length must be at least 4"):

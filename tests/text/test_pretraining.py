@@ -72,7 +72,9 @@ def module_of(data, world=1, rank=0):
     torch.manual_seed(0)
     module = MLMPretraining(shape=SHAPE, vocab_size=200, positions=64, mask_ratio=0.3)
     root = SimpleNamespace(root_device=torch.device("cpu"))
-    module._trainer = SimpleNamespace(datamodule=data, world_size=world, global_rank=rank, strategy=root)
+    module._trainer = SimpleNamespace(
+        ckpt_path=None, datamodule=data, world_size=world, global_rank=rank, strategy=root
+    )
     module.setup("fit")
     return module
 
@@ -132,7 +134,7 @@ def test_data_and_a_model_that_do_not_fit_are_refused_in_one_line(corpus):
     }
     for message, (other, source) in wrong.items():
         new = MLMPretraining(**options | other)
-        new._trainer = SimpleNamespace(datamodule=source)
+        new._trainer = SimpleNamespace(ckpt_path=None, datamodule=source)
         with pytest.raises(InputError, match=message):
             new.setup("fit")
     with pytest.raises(InputError, match="do not fill a block of 99999"):
