@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 LEFT_OUT = {
     "bamboo fit --config pretrain/cifar10 --data.init_args.name STL10": "downloads the images",
+    'bamboo fit --config pretrain/quickstart --model.init_args.shape {"depth": 24': "stacks, and reduced is not deeper",
     "bamboo profile DeiT III, labels=timm:deit3_": "downloads six encoders",
     "bamboo profile DINOv2=hf:": "reads an encoder of the reader's",
     "bamboo glue hf:sentence-transformers/all-MiniLM-L6-v2": "downloads the encoder",

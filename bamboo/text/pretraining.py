@@ -96,7 +96,7 @@ class MLMPretraining(TextModule):
         if self.trainer.ckpt_path:
             self._adopt(read_file(self.trainer.ckpt_path).get("hyper_parameters", {}))
         elif self.init_from and not self.has_weights:
-            config, weights, report = start(self.init_from, self.model.config, self.dropout, tokenizer, self.stack)
+            config, weights, report = start(self.init_from, self.model.config, tokenizer, self.stack)
             positions = longest_sequence(config)
             sizes = {"vocab_size": config.vocab_size, "positions": positions, "pad_token_id": config.pad_token_id}
             self._adopt({"config": config.to_dict(), **sizes})

@@ -13,7 +13,7 @@ from bamboo.errors import InputError
 from bamboo.reports import Report
 from bamboo.stacking import Stack, origins, stack_blocks, what_fits
 from bamboo.text.checkpoints import load_by_key
-from bamboo.text.encoder import Architecture, build_model, set_dropout, shape_of
+from bamboo.text.encoder import Architecture, build_model, shape_of
 
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 
@@ -27,7 +27,7 @@ BLOCKS = {
 
 
 def start(
-    source: str | Path, wanted: PreTrainedConfig, dropout: float, tokenizer: Tokenizer, stack: Stack | None = None
+    source: str | Path, wanted: PreTrainedConfig, tokenizer: Tokenizer, stack: Stack | None = None
 ) -> tuple[PreTrainedConfig, dict[str, Tensor], Report]:
     """A masked language model to go on with: the configuration of a source, its weights, and a report.
 
@@ -36,7 +36,6 @@ def start(
     Args:
         source: anything that `bamboo.text.checkpoints.load_text` reads, of an architecture of `build_config`.
         wanted: what the options of the model say: shape and architecture must be those of the source.
-        dropout: of the run, whatever the source had.
         tokenizer: of the text to train on, whose vocabulary must be that of the source.
         stack: how the source's blocks make a deeper encoder, see `bamboo.stacking.origins`.
 
@@ -60,7 +59,6 @@ def start(
         own, other = shape_of(config), shape_of(wanted)
         found, said = (f"{shape} with {shape.heads} heads" for shape in (own, other))
         raise InputError(f"{source} is {found}, and model.init_args.shape says {said}: {what_fits(own, other)}")
-    set_dropout(config, dropout)
     config.dtype = torch.float32
     sizes = f"vocabulary of {config.vocab_size} and {config.max_position_embeddings} positions, as the source has them"
     unused_keys = dict.fromkeys(unused, "no part of a masked language model")
