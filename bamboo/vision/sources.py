@@ -13,6 +13,7 @@ Splits of tar and Parquet files are told by a folder or a part of the name: trai
 Test images are validated on where there are no others.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from bamboo.vision.torchvision_sets import torchvision_splits
 if TYPE_CHECKING:
     from datasets import Dataset
 
+SHARDS = (".tar", ".parquet")
 VALIDATION = ("validation", "val", "valid", "dev", "test")
 """What a split to validate on is called, the preferred names first."""
 OPTIONS = {
@@ -115,14 +117,16 @@ def _kind(path: str) -> str:
 
 
 def _shards(root: Path) -> list[Path]:
-    """Tar files, or else Parquet files, directly in a folder or one below it; or the file itself."""
+    """Tar files, or else Parquet files, in a folder, or in the folders of splits in it; or the file itself."""
     if root.is_file():
-        return [root] if root.suffix in (".tar", ".parquet") else []
-    for ending in (".tar", ".parquet"):
-        found = sorted([*root.glob(f"[!.]*{ending}"), *root.glob(f"[!.]*/[!.]*{ending}")])
-        if found:
-            return found
-    return []
+        return [root] if root.suffix in SHARDS else []
+    found = []
+    for folder in (root, *(root / name for name in ("data", "train", *VALIDATION))):
+        if folder.is_dir():  # which may hold a million images: it is read once
+            with os.scandir(folder) as entries:
+                found += [entry.path for entry in entries if entry.name.endswith(SHARDS) and entry.name[0] != "."]
+    tars = [path for path in found if path.endswith(".tar")]
+    return sorted(map(Path, tars or found))
 
 
 def _by_split(root: Path) -> dict[str, list[Path]]:

@@ -177,8 +177,8 @@ def test_resumed_run_goes_on_with_its_picture():
         assert {np.shape(looks) for looks in other.history.values()} == {(2, 2)}
     other.history["token_similarity"].pop()
     picture = other.picture()
-    assert picture.shape == (3, 16, 8)
-    assert picture[:, 0, 0].sum() > picture[:, -1, 0].sum()  # the last layer is on top, and brighter
+    assert picture.shape == (16, 8, 3)
+    assert picture[0, 0].sum() > picture[-1, 0].sum()  # the last layer is on top, and brighter
     other.history["token_similarity"] = [[0.1, 0.5]] * 5000
     assert other.picture().shape == (16, 8 * 200, 3)
 
