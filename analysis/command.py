@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bamboo.errors import InputError
+from bamboo.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ def profile_command(
     pictures: int = 3,
     seed: int = 0,
     device: str = "auto",
-    precision: Literal["32", "bf16"] = "32",
+    precision: Precision = "32",
     num_workers: int = 0,
     by_line: bool = False,
 ) -> None:
@@ -64,7 +65,8 @@ def profile_command(
         pictures: number of sample images for maps of token similarity.
         seed: of masks and of random weights.
         device: auto, cpu, cuda, cuda:1 and so on.
-        precision: run models in fp32 or under bf16 autocast; measures are always in fp32.
+        precision: run models in fp32 (`32`) or under `bf16` autocast; `auto` is bf16 on a GPU that has it. Measures are
+            always in fp32.
         num_workers: processes that read images.
         by_line: take each line of text files for a piece of text of its own, such as a sentence.
 
@@ -73,6 +75,7 @@ def profile_command(
     """
     from dataclasses import replace
 
+    from bamboo.processes import is_first_process
     from bamboo.tables import table
 
     from .data_sources import check_data, open_data
@@ -86,6 +89,7 @@ def profile_command(
             raise InputError(f"{name} must be positive, got {number}")
     choose(measures)
     check_data(data)
+    first = is_first_process()
     place, opened = _device(device), _open_all(models, image_size, seed, baseline, blocks)
     options: dict[str, Any] = {"measures": measures, "tokens": tokens, "mask_ratio": mask_ratio, "samples": samples}
     options |= {"blocks": blocks, "prefix": prefix, "precision": precision, "seed": seed}
@@ -94,17 +98,19 @@ def profile_command(
         print(f"{model.label}: {model.source}", *model.notes, sep="\n  ")
         results = []
         for network in networks_of(model, seed):
-            loader = open_data(data, model, samples, batch_size, max_length, num_workers, by_line)
-            results.append(profile(network.to(place), loader, **options, label=model.label, progress=True))
+            loader = open_data(data, model, samples, batch_size, max_length, num_workers, by_line, shared=True)
+            results.append(profile(network.to(place), loader, **options, label=model.label, progress=first))
             network.cpu()
         result = across_networks(results) if model.baseline else results[0]
         settings = {"source": model.source, "data": f"{data}, line by line" if by_line else data, **result.settings}
         notes = (*model.notes, *result.notes)
         profiles.append(replace(result, settings=settings, notes=notes, baseline=model.baseline))
-        if pictures and model.size and not mask_ratio:
+        if first and pictures and model.size and not mask_ratio:
             model.model.to(place)
             maps.append(maps_of(model, data, pictures, blocks, prefix))
             model.model.cpu()
+    if not first:
+        return
     comparison = Comparison(tuple(profiles))
     paths = comparison.save(out) + write_report(Path(out) / "report.html", comparison, maps)
     print("token similarity after the last block", table(summary_rows(comparison)), sep="\n")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from bamboo.errors import InputError, unknown
+from bamboo.processes import world_and_rank
 from bamboo.sampling import evenly_spread
 from bamboo.vision.images import EXTENSIONS
 from bamboo.vision.sources import locate
@@ -30,8 +31,11 @@ def open_data(
     max_length: int = 128,
     num_workers: int = 0,
     by_line: bool = False,
+    shared: bool = False,
 ) -> Iterable[Any]:
     """Batches of `data` that fit a model: at most `samples`, evenly spread over all there are.
+
+    With `shared` each of several processes gets its share of them, else all of them.
 
     For images: `digits`, or a SOURCE (see `bamboo.vision.sources`), of which the validation images are read, of a
     folder without `train/` all. For texts: a text file, a folder of them, or a corpus that `bamboo tokenize` wrote, of
@@ -49,10 +53,13 @@ def open_data(
     if by_line and (opened.size or _is_corpus(path)):
         raise InputError(f"--by-line reads the lines of text files, and {data} holds none")
     if opened.size:
-        return _images(data, opened, samples, batch_size, num_workers)
+        return _images(data, opened, samples, batch_size, num_workers, shared)
     _check_length(max_length, opened)
-    read = _blocks if _is_corpus(path) else _lines if by_line else _pieces
-    return read(path, opened, samples, batch_size, max_length)
+    if _is_corpus(path):
+        return _blocks(path, opened, samples, batch_size, max_length, shared)
+    texts = (_lines if by_line else _pieces)(path, samples, max_length)
+    world, rank = world_and_rank() if shared else (1, 0)
+    return _tokenised(texts[rank::world], opened, batch_size, max_length)
 
 
 def check_data(data: str) -> None:
@@ -92,7 +99,7 @@ def _is_corpus(path: Path) -> bool:
     return (path / "corpus.json").is_file()
 
 
-def _images(data: str, opened: Opened, samples: int, batch_size: int, num_workers: int) -> Iterable[Any]:
+def _images(data: str, opened: Opened, samples: int, batch_size: int, num_workers: int, shared: bool) -> Iterable[Any]:
     from bamboo.vision.data import image_data
     from bamboo.vision.sources import all_images
 
@@ -100,7 +107,8 @@ def _images(data: str, opened: Opened, samples: int, batch_size: int, num_worker
     shape: dict[str, Any] = {"image_size": opened.size, "in_chans": opened.in_chans}
     module = image_data(data, batch_size=batch_size, num_workers=num_workers, **shape)
     whole = data != "digits" and locate(data)[0] == "folder" and not (_path(data) / "train").is_dir()
-    return module.probe_loader(all_images(data, opened.in_chans, ()) if whole else module.sources.val, samples)
+    source = all_images(data, opened.in_chans, ()) if whole else module.sources.val
+    return module.probe_loader(source, samples, shared)
 
 
 def _check_length(max_length: int, opened: Opened) -> None:
@@ -115,7 +123,7 @@ def _check_length(max_length: int, opened: Opened) -> None:
 Texts = Iterator[Mapping[str, Tensor]]
 
 
-def _blocks(path: Path, opened: Opened, samples: int, batch_size: int, max_length: int) -> Texts:
+def _blocks(path: Path, opened: Opened, samples: int, batch_size: int, max_length: int, shared: bool) -> Texts:
     """Held-out blocks of a packed corpus, evenly spread over it."""
     from bamboo.text.data import PackedCorpus
 
@@ -123,22 +131,21 @@ def _blocks(path: Path, opened: Opened, samples: int, batch_size: int, max_lengt
     if module.tokenizer.get_vocab() != opened.tokenizer.get_vocab():
         raise InputError(f"{path} was made with another tokenizer than that of {opened.label}: give it as text files")
     module.setup()
-    yield from module.val_dataloader()
+    yield from module.val_dataloader()  # which deals its blocks to the processes
 
 
-def _pieces(path: Path, opened: Opened, samples: int, batch_size: int, max_length: int) -> Texts:
+def _pieces(path: Path, samples: int, max_length: int) -> list[str]:
     """Pieces of text of about `max_length` tokens, evenly spread, each from the start of a word."""
     text, size = _read_all(path), CHARACTERS * max_length
     starts = [place * size for place in evenly_spread(max(len(text) // size, 1), samples)]
     pieces = (text[start : start + size] for start in starts)
-    whole = [piece.split(" ", 1)[-1] if start else piece for piece, start in zip(pieces, starts, strict=True)]
-    return _tokenised(whole, opened, batch_size, max_length)
+    return [piece.split(" ", 1)[-1] if start else piece for piece, start in zip(pieces, starts, strict=True)]
 
 
-def _lines(path: Path, opened: Opened, samples: int, batch_size: int, max_length: int) -> Texts:
-    """Lines that are not empty, evenly spread."""
+def _lines(path: Path, samples: int, max_length: int) -> list[str]:
+    """Lines that are not empty, evenly spread, however long."""
     lines = [line for line in _read_all(path).splitlines() if line.strip()]
-    return _tokenised([lines[place] for place in evenly_spread(len(lines), samples)], opened, batch_size, max_length)
+    return [lines[place] for place in evenly_spread(len(lines), samples)]
 
 
 def _tokenised(texts: Iterable[str], opened: Opened, batch_size: int, max_length: int) -> Texts:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from bamboo.errors import InputError
+from bamboo.precision import Precision, autocast
 from bamboo.processes import of_all_processes
 
 from .architectures import find_stack
@@ -37,7 +38,7 @@ def profile(
     samples: int | None = None,
     blocks: str | None = None,
     prefix: int | None = None,
-    precision: Literal["32", "bf16"] = "32",
+    precision: Precision = "32",
     seed: int = 0,
     label: str | None = None,
     progress: bool = False,
@@ -60,7 +61,8 @@ def profile(
         samples: stop after so many samples (of this process).
         blocks: path of the list of blocks, where it cannot be found.
         prefix: number of tokens before the patches, where they cannot be found.
-        precision: run the model in fp32 or under bf16 autocast; measures are always in fp32.
+        precision: run the model in fp32 (`32`) or under `bf16` autocast; `auto` is bf16 on a GPU that has it. Measures
+            are always in fp32.
         seed: of masks.
         label: a name for tables and legends, by default the model's class.
         progress: show a progress bar.
@@ -80,7 +82,7 @@ def profile(
             skipped += len(batch.skipped)
             batch = batch.map(lambda tensor: tensor.to(device))
             recorder.layout, recorder.groups = feeder.layout(batch), torch.tensor(marks, device=device) % GROUPS
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(precision, device):
                 feeder.run(batch, marks)
             recorder.end_batch()
     values, sums = _gather(fingerprints, recorder)

@@ -7,6 +7,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from bamboo.processes import world_and_rank
 from bamboo.sampling import EvalSampler, Loader, TrainSampler
 from bamboo.seeds import derive_seed
 
@@ -62,8 +63,8 @@ class SampledData(LightningDataModule):
 
     @property
     def processes(self) -> tuple[int, int]:
-        """Number of processes that train, and which of them this is."""
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        """Number of processes that take part, and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else world_and_rank()
 
     def loader_options(self) -> dict[str, Any]:
         """What all loaders have in common."""

@@ -1,70 +1,57 @@
 """Nearest neighbours on frozen features: how good an encoder is, without training anything."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from bamboo.processes import of_all_processes
-from bamboo.vision.encoder import encode
+from .features import Features, extract, normed_features
 
 PIXELS = 1024
 """Values of an image, at most, for raw pixels to be a baseline: 32 x 32 grey ones. Above, they only cost memory."""
+TOP = 5
+"""Classes that are named for an image, at most."""
 
 
-def mean_patch_features(encoder: VisionTransformer, images: Tensor) -> Tensor:
-    """Features (B, D) of standardised images: the mean of the patch tokens after the final norm."""
-    return encode(encoder, images)[:, encoder.num_prefix_tokens :].mean(dim=1)
-
-
-@torch.no_grad()
-def collect(
-    features: Callable[[Tensor], Tensor], loader: Iterable[Mapping[str, Any]], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Features (n, D) in fp32 and labels (n,) of all images of a loader."""
-    rows, labels = [], []
-    for batch in loader:
-        rows.append(features(batch["image"].to(device, non_blocking=True)).float())
-        labels.append(batch["label"].to(device))
-    return torch.cat(rows), torch.cat(labels)
-
-
-def nearest_neighbours_right(
+def classes_by_votes(
     train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    neighbours: int = 20,
+    features: Tensor,
+    k: Sequence[int] = (20,),
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> Tensor:
-    """Whether the nearest training samples, by cosine, vote for the label of each test sample (m,).
+    """The classes (len(k), m, 5) that the nearest training samples vote for, most votes first; -1 where none is left.
 
-    A neighbour at cosine s has exp(s / temperature) votes, as in Wu et al. 2018 (Instance Discrimination, eq. 3).
+    A neighbour at cosine s has exp(s / temperature) votes, as in Wu et al. 2018 (Instance Discrimination, eq. 3) and in
+    the evaluation of DINO (Caron et al. 2021), which takes 10, 20, 100 and 200 neighbours.
 
     Args:
         train: features (n, D) and labels (n,).
-        test: features (m, D) and labels (m,).
-        neighbours: how many vote, at most n.
+        features: of the test samples (m, D).
+        k: how many neighbours vote, at most n; each number is an election of its own.
         temperature: the lower, the more the nearest decide.
         chunk: test samples compared at once, which bounds the memory to chunk x n.
     """
     bank, labels = F.normalize(train[0], dim=1), train[1]
-    classes, right = int(labels.max()) + 1, []
-    for queries, truth in zip(test[0].split(chunk), test[1].split(chunk), strict=True):
-        cosines, nearest = (F.normalize(queries, dim=1) @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-        votes = queries.new_zeros(len(queries), classes)
-        votes.scatter_add_(1, labels[nearest], ((cosines - 1) / temperature).exp())
-        right.append(votes.argmax(dim=1) == truth)
-    return torch.cat(right)
+    classes, elected = int(labels.max()) + 1, []
+    for queries in features.split(chunk):
+        cosines, nearest = (F.normalize(queries, dim=1) @ bank.T).topk(min(max(k), len(bank)), dim=1)
+        votes = ((cosines - 1) / temperature).exp()
+        voted = labels[nearest]
+        for number in k:
+            counts = votes.new_zeros(len(queries), classes).scatter_add_(1, voted[:, :number], votes[:, :number])
+            most, names = counts.topk(min(TOP, classes), dim=1)
+            elected.append(F.pad(names.masked_fill(most == 0, -1), (0, TOP - names.shape[1]), value=-1))
+    return torch.cat([torch.stack(elected[i : i + len(k)]) for i in range(0, len(elected), len(k))], dim=1)
 
 
-def nearest_neighbour_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **options: Any) -> float:
-    """Share of test samples that `nearest_neighbours_right` gets right."""
-    return float(nearest_neighbours_right(train, test, **options).double().mean())
+def nearest_neighbour_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int = 20) -> float:
+    """Share of test samples, features (m, D) and labels (m,), for whose label the nearest of `train` vote."""
+    return float((classes_by_votes(train, test[0], [k])[0, :, 0] == test[1]).double().mean())
 
 
 class NeighbourProbe(Callback):
@@ -96,7 +83,7 @@ class NeighbourProbe(Callback):
         self.loaders = data.probe_loaders(self.max_samples, shared=True) if labelled else None
         if self.loaders and trainer.global_step == 0 and len(data.labelled) <= self.max_samples:
             if data.in_chans * math.prod(data.size) <= PIXELS:
-                self.accuracy["raw pixels"] = self._measure(lambda images: images.flatten(1), trainer)
+                self.accuracy["raw pixels"] = self._measure(lambda images: {"mean": images.flatten(1).float()}, trainer)
             name = "encoder at the start" if getattr(pl_module, "init_from", None) else "untrained encoder"
             self.accuracy[name] = self._measure_encoder(trainer)
 
@@ -113,17 +100,16 @@ class NeighbourProbe(Callback):
 
     def _measure_encoder(self, trainer: Trainer) -> float:
         module: Any = trainer.lightning_module
-        encoder, pixels = module.mae.encoder, module.pixels
+        encoder = module.mae.encoder
         training = encoder.training
         encoder.eval()
-        accuracy = self._measure(lambda images: mean_patch_features(encoder, pixels(images)), trainer)
+        accuracy = self._measure(normed_features(encoder, module.pixels), trainer)
         encoder.train(training)
         return accuracy
 
-    def _measure(self, features: Callable[[Tensor], Tensor], trainer: Trainer) -> float:
+    def _measure(self, compute: Callable[[Tensor], Features], trainer: Trainer) -> float:
         device = trainer.strategy.root_device
         with trainer.precision_plugin.forward_context():
-            train, test = (collect(features, loader, device) for loader in self.loaders)  # type: ignore[union-attr]
-        bank, labels = (torch.cat(of_all_processes(part.cpu())).to(device) for part in train)
-        right = of_all_processes(nearest_neighbours_right((bank, labels), test).cpu())
-        return float(torch.cat(right).double().mean())
+            parts = [extract(compute, loader, device) for loader in self.loaders or ()]
+        train, test = ((part["mean"].to(device), part["label"].to(device)) for part in parts)
+        return nearest_neighbour_accuracy(train, test)

@@ -1,10 +1,13 @@
 """The `bamboo` command: Lightning's verbs for training, and one typed function for each of the others."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from inspect import signature
+from io import StringIO
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from bamboo import __version__
@@ -38,6 +41,8 @@ COMMANDS = {
     "scaling": ("bamboo.scaling.commands:scaling", "fit scaling laws to finished runs"),
 }
 """Where the function of each verb is, and what it does."""
+SHARED = ("profile", "knn", "probe")
+"""Verbs that several processes can do together, besides those of training."""
 
 
 def help_text() -> str:
@@ -64,7 +69,7 @@ def main(args: list[str] | None = None) -> int:
 
             run(args)
         elif args[0] in COMMANDS:
-            _call(*args)
+            _call_everywhere(*args)
         else:
             raise unknown("command", args[0], [*TRAINING, *COMMANDS])
     except BrokenPipeError:  # whoever reads, `head` for example, has seen enough
@@ -76,6 +81,19 @@ def main(args: list[str] | None = None) -> int:
         print("bamboo: interrupted", file=sys.stderr)
         return 130  # as shells have it for SIGINT
     return 0
+
+
+def _call_everywhere(verb: str, *args: str) -> None:
+    """On one process, or on all that `torchrun` started, of which only the first one prints."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _call(verb, *args)
+        return
+    if verb not in SHARED:
+        raise InputError(f"bamboo {verb} is for one process: start it without torchrun")
+    from bamboo.processes import is_first_process, joined
+
+    with joined(), nullcontext() if is_first_process() else redirect_stdout(StringIO()):
+        _call(verb, *args)
 
 
 def _call(verb: str, *args: str) -> None:

@@ -7,8 +7,9 @@ import torch
 
 from bamboo.analysis.model_sources import open_model
 from bamboo.checkpoints import pixel_scale
+from bamboo.finetune.features import extract
 from bamboo.finetune.knn import nearest_neighbour_accuracy
-from bamboo.finetune.probing import best_layer, layer_features, probe_accuracies, project
+from bamboo.finetune.probing import by_layer, choose, layer_features, probe_accuracies, project
 from bamboo.vision.data import ImageData
 
 from .spec import Evaluation
@@ -26,14 +27,14 @@ def probe(
         return {}, {}
     encoder: Any = open_model(str(source)).model.to(device)
     scale = pixel_scale(source).to(device)
-    loaders = data.probe_loaders(settings.probe_samples)
-    layers = [layer_features(encoder, scale, part, device) for part in loaders]
+    compute = layer_features(encoder, scale)
+    layers = [by_layer(extract(compute, part, device)) for part in data.probe_loaders(settings.probe_samples)]
 
     def measure(size: int) -> tuple[float, list[float], int]:
         """Accuracy of nearest neighbours and of linear probes by layer, and the best layer, at a width."""
         train, test = (part._replace(features=project(part.features, size)) for part in layers)
-        accuracies = probe_accuracies(train, test, device, settings.probe_epochs, seed).tolist()
-        best = best_layer(train, device, settings.probe_epochs, seed)
+        accuracies = probe_accuracies(train, test, device, settings.probe_epochs, seed)[0].tolist()
+        best = choose(train, device, settings.probe_epochs, seed).layer
         bank, queries = ((project(part.normed.to(device), size), part.labels.to(device)) for part in layers)
         return nearest_neighbour_accuracy(bank, queries), accuracies, best
 
@@ -41,8 +42,8 @@ def probe(
     plain = measure(own)
     projected = measure(width) if own > width else plain
     numbers = {"projected_width": width, "linear_probe_layer": plain[2], "linear_probe_last": plain[1][-1]}
-    by_layer = {}
+    curves = {}
     for suffix, (neighbours, accuracies, best) in {"": plain, "_projected": projected}.items():
         numbers |= {f"nearest_neighbours{suffix}": neighbours, f"linear_probe{suffix}": accuracies[best]}
-        by_layer[f"linear_probe{suffix}"] = accuracies
-    return numbers, by_layer
+        curves[f"linear_probe{suffix}"] = accuracies
+    return numbers, curves

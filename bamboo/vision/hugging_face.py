@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamboo.errors import InputError
-from bamboo.vision.images import Encoded, Indices, Unreadable, read_bytes
+from bamboo.vision.images import Encoded, Indices, Unreadable, digest, file_stamps, read_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,6 +56,10 @@ class Rows(Encoded):
     def subset(self, indices: Indices) -> "Rows":
         """Some of the rows."""
         return replace(self, places=self.places[indices], labels=self.labels[indices])
+
+    def stamp(self) -> bytes:
+        """By sizes and times of the files, which rows of them these are, and their labels."""
+        return digest(file_stamps(self.files), self.column, self.places, self.labels, self.classes, self.in_chans)
 
     @cached_property
     def _table(self) -> "Dataset":

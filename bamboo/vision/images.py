@@ -1,8 +1,9 @@
 """Images that are read by index, as bytes and with labels: what all sources have in common, and the simplest two."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -99,6 +100,10 @@ class Source(ABC):
     def subset(self, indices: Indices) -> "Source":
         """Some of the images, in the order of `indices`."""
 
+    @abstractmethod
+    def stamp(self) -> bytes:
+        """Sixteen bytes that are others wherever the images or their labels may be, without reading images on disk."""
+
 
 class Encoded(Source):
     """Images that lie encoded somewhere, as JPEG, PNG and the like, and are decoded when they are read."""
@@ -137,6 +142,11 @@ class Files(Encoded):
         """Some of the files."""
         return replace(self, names=self.names[indices], labels=self.labels[indices])
 
+    def stamp(self) -> bytes:
+        """By paths, sizes and times of the files, and by their labels."""
+        paths = [self.name(index) for index in range(len(self))]
+        return digest(file_stamps(paths), self.labels, self.classes, self.in_chans)
+
 
 class Arrays(Source):
     """Images in memory, bytes (N, C, H, W)."""
@@ -155,6 +165,27 @@ class Arrays(Source):
     def subset(self, indices: Indices) -> "Arrays":
         """Some of the rows."""
         return Arrays(self.images[torch.as_tensor(indices)], self.labels[indices])
+
+    def stamp(self) -> bytes:
+        """By the images themselves."""
+        return digest(np.ascontiguousarray(self.images.numpy()), self.labels, self.classes)
+
+
+def digest(*parts: object) -> bytes:
+    """Sixteen bytes that follow from arrays, by their content, and from other values, by how they are written."""
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
+        total.update(f"{len(content)} ".encode() + content)
+    return total.digest()
+
+
+def file_stamps(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
+    """Whole path, size and time of change of each file; raises `Unreadable` for one that is not there."""
+    try:
+        return [(os.path.abspath(path), (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]  # noqa: PTH100, PTH116
+    except OSError as error:
+        raise Unreadable(f"{error.filename} is missing or cannot be read") from error
 
 
 def class_subset(source: Source, fraction: float = 1.0, shots: int | None = None, seed: int = 0) -> Source:

@@ -4,7 +4,6 @@ Every member is found through an index of offsets, so that images are read in an
 the headers of all files once, and kept in the user's cache until one of the files changes.
 """
 
-import hashlib
 import json
 import os
 import tarfile
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from bamboo.errors import InputError
 from bamboo.files import atomic_write
-from bamboo.vision.images import EXTENSIONS, Encoded, Indices, read_bytes
+from bamboo.vision.images import EXTENSIONS, Encoded, Indices, digest, file_stamps, read_bytes
 
 TRAILER = 1024
 """Zero bytes that end a tar file."""
@@ -66,6 +65,11 @@ class TarShards(Encoded):
         arrays = ("names", "shards", "offsets", "sizes", "labels")
         return replace(self, **{name: getattr(self, name)[indices] for name in arrays})
 
+    def stamp(self) -> bytes:
+        """By sizes and times of the tar files, where in them the images are, and their labels."""
+        places = self.shards, self.offsets, self.sizes
+        return digest(file_stamps(self.files), *places, self.labels, self.classes, self.in_chans)
+
 
 def tar_shards(
     files: Sequence[Path], in_chans: int, class_names: Path | None = None, keep_incomplete: bool = False
@@ -104,8 +108,7 @@ def _cached_index(files: Sequence[Path], keep_incomplete: bool) -> Entries:
 
 def cache_path(files: Sequence[Path], keep_incomplete: bool = False) -> Path:
     """Where the index of the files is kept; another place once a file has another size or time."""
-    stamps = [(os.fspath(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
-    key = hashlib.blake2b(json.dumps([stamps, keep_incomplete]).encode(), digest_size=16).hexdigest()
+    key = digest(file_stamps(path.resolve() for path in files), keep_incomplete).hex()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bamboo"
     return folder / f"tar-{key}.npz"
 
