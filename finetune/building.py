@@ -1,5 +1,6 @@
 """The encoder of a classifier: a pretrained one, checked against the configuration, or a fresh one at a shape."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,39 @@ def class_order(model: Sequence[str], data: Sequence[str]) -> list[int]:
         raise InputError(f"the classes of the model are not those of the data; {'; '.join(differences)}")
     places = {name: place for place, name in enumerate(model)}
     return [places[name] for name in data]
+
+
+def mapped_classes(model: Sequence[str], data: Sequence[str], class_map: str) -> list[int]:
+    """Place in `model` of each class of `data`, which may be fewer.
+
+    Args:
+        model: names of the classes of a checkpoint.
+        data: names of those of the data.
+        class_map: `name`, where classes of the data have the names of the checkpoint's; `number`, where they are called
+            by their place among the checkpoint's, as in ImageNet-V2; else a text file with a line for each class of the
+            data: its name, then the checkpoint's, with a comma, a tab or blanks between them.
+
+    Raises:
+        InputError: where a class has no place, or the file cannot be read.
+    """
+    places = {name: place for place, name in enumerate(model)}
+    if class_map == "name":
+        names = {name: name for name in data}
+    elif class_map == "number":
+        names, places = {name: name for name in data}, {str(place): place for place in range(len(model))}
+    else:
+        try:
+            lines = Path(class_map).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"class_map {class_map} is neither name nor number nor a file that can be read") from error
+        names = {own: other for own, other, *_ in (re.split(r"[,\s]+", f"{line.strip()},,") for line in lines)}
+    missing = [name for name in data if names.get(name) not in places]
+    if missing:
+        raise InputError(
+            f"class_map {class_map}: {len(missing)} of {len(data)} classes of the data have no place among the "
+            f"{len(model)} of the model: {', '.join(map(repr, missing[:3]))}"
+        )
+    return [places[names[name]] for name in data]
 
 
 def learning_rates(groups: Sequence[Mapping[str, Any]], peak: float) -> str:

@@ -24,7 +24,7 @@ from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.views import seed_streams
 
-from .building import SCRATCH, ImageSize, class_order, learning_rates, make_encoder
+from .building import SCRATCH, ImageSize, class_order, learning_rates, make_encoder, mapped_classes
 
 FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))
 """What He et al. 2022 fine-tune ViT-B with."""
@@ -120,7 +120,9 @@ class Classifier(TrainingModule):
         self.num_classes, self.has_weights = num_classes, encoder is not None
         self.classes, self._named = [str(number) for number in range(num_classes)], False
         self._data_classes: list[str] | None = None
+        self._class_map: str | None = None
         self._label_order: Tensor | None = None
+        self._absent: Tensor | None = None
         self.freeze_encoder, self.seed, self.compile_blocks = freeze, seed, compile
         self.layer_decay, self.layer_decay_depth = layer_decay, layer_decay_depth
         self.label_smoothing, self.mixing = label_smoothing, _mixing(mixup, cutmix, label_smoothing, num_classes)
@@ -146,15 +148,16 @@ class Classifier(TrainingModule):
             hint = f"--model.init_args.encoder CHECKPOINT, or {SCRATCH!r} for fresh weights"
             raise InputError(f"there is no encoder to start from: give {hint}")
         data = getattr(self.trainer, "datamodule", None)
-        self._data_classes = None  # predictions are not compared with labels
-        if data is not None and stage != "predict":
+        self._data_classes, self._class_map = None, getattr(data, "class_map", None)
+        # Without a class map predictions are not compared with labels.
+        if data is not None and (stage != "predict" or self._class_map):
             self._check_data(data)
         self.compile_on_gpu(self.model.blocks)
 
     def _check_data(self, data: Any) -> None:
         if not data.num_classes:
             raise InputError("the data have no classes: expected one sub-folder of images per class")
-        if data.num_classes != self.num_classes:
+        if data.num_classes != self.num_classes and not self._class_map:
             raise InputError(
                 f"the data have {data.num_classes} classes and the model {self.num_classes}: "
                 f"set model.init_args.num_classes to {data.num_classes}"
@@ -162,6 +165,10 @@ class Classifier(TrainingModule):
         if self.mixing and data.batch_size % 2:
             raise InputError(f"mixup and cutmix pair images: data.init_args.batch_size {data.batch_size} must be even")
         self._data_classes = list(data.classes)
+        if self._class_map:
+            if self._named or not self.trainer.ckpt_path:  # else the checkpoint is yet to say what it calls its classes
+                self._match_classes(self.classes)
+            return
         self._match_classes(self.classes if self._named else self._data_classes)
 
     def _match_classes(self, classes: list[str]) -> None:
@@ -170,9 +177,20 @@ class Classifier(TrainingModule):
         Raises:
             InputError: where the data have other classes.
         """
-        self.classes, self._named, self._label_order = classes, True, None
-        if self._data_classes is not None and self._data_classes != classes:
+        self.classes, self._named, self._label_order, self._absent = classes, True, None, None
+        if self._data_classes is None:
+            return
+        if self._class_map:
+            places = torch.tensor(mapped_classes(classes, self._data_classes, self._class_map))
+            self._label_order = places
+            self._absent = torch.ones(len(classes), dtype=torch.bool).index_fill(0, places, False)
+        elif self._data_classes != classes:
             self._label_order = torch.tensor(class_order(classes, self._data_classes))
+
+    def label_name(self, label: int) -> str:
+        """What the model calls class number `label` of the data that it was set up for."""
+        assert self._data_classes is not None
+        return self._data_classes[label] if self._label_order is None else self.classes[int(self._label_order[label])]
 
     def _own_labels(self, labels: Tensor) -> Tensor:
         """Labels of the data (B,) as numbers of the model's classes."""
@@ -180,6 +198,14 @@ class Classifier(TrainingModule):
             return labels
         self._label_order = self._label_order.to(labels.device)
         return self._label_order[labels]
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """Logits (B, classes), minus infinity for the classes that a class map leaves out."""
+        logits: Tensor = self(images)
+        if self._absent is None:
+            return logits
+        self._absent = self._absent.to(logits.device)
+        return logits.masked_fill(self._absent, -torch.inf)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) in fp32 of byte images (B, C, H, W), or of standardised floats."""
@@ -229,7 +255,7 @@ class Classifier(TrainingModule):
         """Count right answers; every sample counts once, and a batch may be empty."""
         images, labels = batch["image"], self._own_labels(batch["label"])
         if len(images):
-            logits = self(images)
+            logits = self._scores(images)
             self.val_loss.update(F.cross_entropy(logits, labels), weight=len(images))
             self.top1.update(logits, labels)
             self.top5.update(logits, labels)
@@ -244,12 +270,16 @@ class Classifier(TrainingModule):
         self.log("val/images_per_s", self.val_samples.compute() / (time.perf_counter() - self._since))
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """The most probable class of each image and its probability, (B,) each, beside the image's number and label.
+        """The number, the label, and the five most probable classes of each image with their probabilities, (B,) each.
 
-        The class is a number of the model's `classes`, the label one of the data's.
+        A class is a number of the model's `classes`, the label one of the data's.
         """
-        probability, predicted = self(batch["image"]).softmax(dim=1).max(dim=1)
-        return {"number": batch["index"], "label": batch["label"], "predicted": predicted, "probability": probability}
+        shares = self._scores(batch["image"]).softmax(dim=1)
+        answers = {"number": batch["index"], "label": batch["label"]}
+        for place, (probability, predicted) in enumerate(zip(*(part.T for part in shares.topk(self.top5.top_k)))):  # noqa: B905
+            suffix = f"_{place + 1}" if place else ""
+            answers |= {f"predicted{suffix}": predicted, f"probability{suffix}": probability}
+        return answers
 
     def flops_per_sample(self) -> int:
         """FLOPs of one training step on one image: a backward pass costs as much as two forward passes."""

@@ -149,7 +149,7 @@ def probe(
     if not tables:
         return
     table = pd.concat(tables)
-    csv = write_text(out / "probe.csv", table.to_csv(index=False, float_format="%.6f"))
+    csv = write_text(out / "probe.csv", table.to_csv(index=False, float_format="%.6g"))
     paths = [csv, *save_figure(_figure(table), out / "probe")]
     print(*(f"wrote {path}" for path in paths), *lines, sep="\n")
 

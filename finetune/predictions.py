@@ -55,9 +55,19 @@ class PredictionWriter(Callback):
             print(f"{len(table)} predictions in {self.path}")
 
     def table(self, data: Any, module: Any) -> pd.DataFrame:
-        """A row for each image: file, label (empty where it is not known), predicted class, and its probability."""
+        """A row for each image: file, label (empty where it is not known), and the predicted classes, likeliest first.
+
+        A class has the model's name. A label has the model's name under a class map, else that of the data.
+        """
         rows, source = in_order(self.parts[0]), data.predict_source()
+        name = module.label_name if getattr(data, "class_map", None) else data.classes.__getitem__
         rows["file"] = rows["number"].map(source.name)
-        rows["label"] = rows["label"].map(lambda label: data.classes[label] if label >= 0 else "")
-        rows["predicted"] = rows["predicted"].map(lambda label: module.classes[label])
-        return rows[["file", "label", "predicted", "probability"]]
+        rows["label"] = rows["label"].map(lambda label: name(label) if label >= 0 else "")
+        for column in (column for column in rows if column.startswith("predicted")):
+            rows[column] = rows[column].map(lambda label: module.classes[label])
+        others = sorted({*rows["label"]} - {*module.classes, ""})
+        if others and module.trainer.is_global_zero:
+            print(
+                f"labels that are no class of the model: {', '.join(others[:3])}; data.init_args.class_map tells which"
+            )
+        return rows[["file", *(column for column in rows if column not in ("file", "number"))]]

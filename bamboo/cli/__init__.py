@@ -28,6 +28,7 @@ COMMANDS = {
     "profile": ("bamboo.analysis.command:profile_command", "measure how alike tokens grow with depth, in any model"),
     "knn": ("bamboo.finetune.commands:knn", "classify images by nearest neighbours on frozen features"),
     "probe": ("bamboo.finetune.commands:probe", "train a linear probe on every layer of a frozen encoder"),
+    "score": ("bamboo.finetune.scoring:score", "accuracy and confusion matrix of predictions"),
     "export": ("bamboo.cli.commands:export", "write a checkpoint for timm, Hugging Face or the reference MAE code"),
     "tokenize": (
         "bamboo.text.commands:tokenize",

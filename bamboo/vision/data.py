@@ -68,6 +68,10 @@ class ImageFolder(ImageData):
         val_fraction: share of the images that is held out where the source has no validation images of its own.
         val_labels: text file below the folder with a line for each image of `val/`: its name, then its class, as the
             name or the number of the class folder; commas, tabs or blanks between them, what follows is not read.
+        class_map: how the classes of another data set, to validate or predict on alone, are found among a checkpoint's:
+            `name` or `number`, which they may be called by, or a text file of both names; see
+            `bamboo.finetune.building.mapped_classes`. Only these classes compete then. All images of a source without
+            validation images of its own are evaluated on.
         predict_root: SOURCE of images that `predict` runs over, with or without classes; by default those to validate
             on.
         **kwargs: arguments of `ImageData`.
@@ -78,17 +82,23 @@ class ImageFolder(ImageData):
         root: str,
         val_fraction: float = 0.05,
         val_labels: str | None = None,
+        class_map: str | None = None,
         predict_root: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.class_map = class_map
         self.root, self.val_fraction, self.val_labels, self.predict_root = root, val_fraction, val_labels, predict_root
         if not 0 < val_fraction < 1:
             raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
 
     def read_sources(self) -> Sources:
         """The images, with their classes."""
-        return open_source(self.root, self.in_chans, self.val_labels).sources(self.val_fraction, self.seed)
+        splits = open_source(self.root, self.in_chans, self.val_labels)
+        if self.class_map:
+            whole = splits.train if splits.val is None else splits.val
+            return Sources(whole, whole)
+        return splits.sources(self.val_fraction, self.seed)
 
     @cached_property
     def predicted(self) -> Source:
@@ -97,6 +107,8 @@ class ImageFolder(ImageData):
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images, and see that every process can read them."""
+        if self.class_map and stage == "fit":
+            raise InputError("class_map is for data to validate or predict on: leave it out to train")
         self.sources = from_first_process(lambda: self.sources)
         check_everywhere(lambda: check_readable(self.sources.train))
         if stage == "predict":

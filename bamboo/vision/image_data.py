@@ -40,6 +40,9 @@ class ImageData(SampledData):
             validation images: for choosing a learning rate, say, in which these should have no part.
     """
 
+    class_map: str | None = None
+    """How the classes of data that are evaluated on alone are found among a checkpoint's."""
+
     def __init__(
         self,
         image_size: int | tuple[int, int] = 224,

@@ -20,7 +20,7 @@ from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
 
 from bamboo.finetune.classifier import Classifier
-from bamboo.finetune.knn import collect, mean_patch_features
+from bamboo.finetune.features import extract, normed_features
 from bamboo.finetune.probing import LayerFeatures, layer_features, probe_accuracies
 from bamboo.recipes import Recipe
 from bamboo.shapes import Patches, find_shape
@@ -40,7 +40,8 @@ class Images(LightningDataModule):
         self.classes = tuple(map(str, range(classes)))
         generator = torch.Generator().manual_seed(0)
         image = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-        self.batch = {"image": image, "label": torch.arange(BATCH) % classes}
+        number = torch.arange(BATCH)
+        self.batch = {"image": image, "label": number % classes, "index": number}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches that are ready."""
@@ -135,8 +136,8 @@ def pass_ratios(rounds: int = 5) -> dict[str, float]:
     )
     calls: dict[str, Callable[[], Any]] = {
         "plain": lambda: encoder.forward_features(scale(batch["image"])),
-        "knn": lambda: collect(lambda images: mean_patch_features(encoder, scale(images)), [batch], CPU),
-        "probe": lambda: layer_features(encoder, scale, [batch], CPU),
+        "knn": lambda: extract(normed_features(encoder, scale), [batch], CPU),
+        "probe": lambda: extract(layer_features(encoder, scale), [batch], CPU),
     }
     with torch.inference_mode():
         times = [{name: timed(call) for name, call in calls.items()} for _ in range(rounds + 1)][1:]

@@ -26,7 +26,8 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from bamboo.files import read_json, write_json, write_text
-from bamboo.finetune.knn import collect, mean_patch_features, nearest_neighbour_accuracy
+from bamboo.finetune.features import extract, normed_features
+from bamboo.finetune.knn import nearest_neighbour_accuracy
 from bamboo.optimizers import build_optimizer
 from bamboo.recipes import Recipe, scheduled_lr
 from bamboo.seeds import derive_seed
@@ -142,11 +143,9 @@ def held_out_loss(model: MaskedAutoencoder, images: Images) -> float:
 
 def neighbours(model: MaskedAutoencoder, images: Images) -> dict[str, float]:
     """Accuracy of nearest neighbours among training images, for held-out ones."""
-
-    def features(batch: Tensor) -> Tensor:
-        return mean_patch_features(model.encoder, images.scale(batch))
-
-    bank, queries = (collect(features, loader, images.device) for loader in (images.bank, images.held_out))
+    compute = normed_features(model.encoder, images.scale)
+    parts = (extract(compute, loader, images.device) for loader in (images.bank, images.held_out))
+    bank, queries = ((part["mean"].to(images.device), part["label"].to(images.device)) for part in parts)
     return {"neighbours": nearest_neighbour_accuracy(bank, queries)}
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
-from bamboo.finetune.knn import NeighbourProbe, nearest_neighbour_accuracy, nearest_neighbours_right
+from bamboo.finetune.knn import NeighbourProbe, classes_by_votes, nearest_neighbour_accuracy
 from bamboo.shapes import Shape
 from bamboo.vision.data import Digits
 from bamboo.vision.mae import build_mae
@@ -30,7 +30,7 @@ def test_one_neighbour_is_scikit_learns_by_cosine():
     peer = KNeighborsClassifier(1, metric="cosine").fit(TRAIN[0].numpy(), TRAIN[1].numpy())
     expected = peer.score(TEST[0].numpy(), TEST[1].numpy())
     assert 0.5 < expected < 1
-    assert nearest_neighbour_accuracy(TRAIN, TEST, neighbours=1) == pytest.approx(expected)
+    assert nearest_neighbour_accuracy(TRAIN, TEST, k=1) == pytest.approx(expected)
 
 
 def test_many_neighbours_are_scikit_learns_with_exponential_weights():
@@ -39,26 +39,36 @@ def test_many_neighbours_are_scikit_learns_with_exponential_weights():
 
     peer = KNeighborsClassifier(20, metric="cosine", weights=votes).fit(TRAIN[0].numpy(), TRAIN[1].numpy())
     expected = peer.score(TEST[0].numpy(), TEST[1].numpy())
-    assert nearest_neighbour_accuracy(TRAIN, TEST, neighbours=20) == pytest.approx(expected)
+    assert nearest_neighbour_accuracy(TRAIN, TEST, k=20) == pytest.approx(expected)
 
 
-def test_neither_chunks_nor_lengths_of_features_matter():
-    whole = nearest_neighbour_accuracy(TRAIN, TEST)
-    assert nearest_neighbour_accuracy(TRAIN, TEST, chunk=7) == whole
-    assert nearest_neighbour_accuracy((F.normalize(TRAIN[0], dim=1), TRAIN[1]), (3 * TEST[0], TEST[1])) == whole
+def test_neither_chunks_nor_lengths_of_features_nor_other_elections_matter():
+    whole = classes_by_votes(TRAIN, TEST[0], [20, 5])
+    assert torch.equal(classes_by_votes(TRAIN, TEST[0], [20, 5], chunk=7), whole)
+    normalised = F.normalize(TRAIN[0], dim=1), TRAIN[1]
+    assert torch.equal(classes_by_votes(normalised, 3 * TEST[0], [20, 5]), whole)
+    assert torch.equal(classes_by_votes(TRAIN, TEST[0], [5])[0], whole[1])
+    assert not torch.equal(whole[0], whole[1])
 
 
-@pytest.mark.parametrize(("neighbours", "temperature"), [(5, 0.07), (20, 0.5), (20, 0.02), (500, 0.07)])
-def test_votes_are_those_of_a_written_out_loop(neighbours, temperature):
+@pytest.mark.parametrize("temperature", [0.07, 0.5, 0.02])
+def test_votes_are_those_of_the_evaluation_of_dino_written_out(temperature):
+    """Each neighbour's cosine s counts exp(s / T) for its class; the classes by their sums, the largest first."""
     bank, labels = TRAIN[0].double().numpy(), TRAIN[1].tolist()
+    elections = (1, 5, 10, 20, 100, 500)
     expected = []
-    for row, label in zip(TEST[0].double().numpy(), TEST[1].tolist(), strict=True):
+    for row in TEST[0].double().numpy():
         cosines = [float(row @ other / (np.linalg.norm(row) * np.linalg.norm(other))) for other in bank]
-        votes = dict.fromkeys(range(4), 0.0)
-        for place in sorted(range(len(bank)), key=lambda place: -cosines[place])[:neighbours]:
-            votes[labels[place]] += math.exp(cosines[place] / temperature)
-        expected.append(max(votes, key=votes.get) == label)
-    assert nearest_neighbours_right(TRAIN, TEST, neighbours, temperature).tolist() == expected
+        order = sorted(range(len(bank)), key=lambda place: -cosines[place])
+        expected.append([])
+        for k in elections:
+            votes = dict.fromkeys(range(4), 0.0)
+            for place in order[:k]:
+                votes[labels[place]] += math.exp(cosines[place] / temperature)
+            ranked = sorted((label for label in votes if votes[label]), key=lambda label: -votes[label])
+            expected[-1].append((ranked + 5 * [-1])[:5])
+    elected = classes_by_votes(TRAIN, TEST[0], elections, temperature)
+    assert elected.transpose(0, 1).tolist() == expected
 
 
 class Trainer:

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import GaussianRandomProjection
 
 from bamboo.finetune import commands, probing
-from bamboo.finetune.probing import LayerFeatures, best_layer, probe_accuracies, project
+from bamboo.finetune.probing import LayerFeatures, choose, probe_accuracies, project
 from bamboo.study import probes
 from bamboo.study.spec import Evaluation
 
@@ -37,7 +37,7 @@ def test_probes_are_as_good_as_scikit_learns_logistic_regression():
         expected.append(peer.score(scaler.transform(others), test.labels.numpy()))
     assert expected == sorted(expected)
     assert 0.3 < expected[0] < 0.7 < expected[1] < expected[2] < 0.98
-    assert probe_accuracies(train, test, CPU).tolist() == pytest.approx(expected, abs=0.012)
+    assert probe_accuracies(train, test, CPU)[0].tolist() == pytest.approx(expected, abs=0.012)
 
 
 def misleading():
@@ -52,30 +52,49 @@ def misleading():
 
 def test_the_best_layer_is_chosen_on_held_out_training_samples():
     split = misleading()
-    assert best_layer(split["train"], CPU) == 1
+    assert choose(split["train"], CPU) == ([0, 0, 0], 1)
     # What has been learned by heart does not choose: a number for each sample is right on those trained on alone.
     labels, noise = torch.arange(40) % 2, torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
     useful = 0.1 * noise + 2 * torch.eye(40)[labels]
     both = LayerFeatures(torch.stack([torch.eye(40), useful]), labels, torch.zeros(2))
-    assert probe_accuracies(both, both, CPU)[0] == 1
-    assert best_layer(both, CPU) == 1
+    assert probe_accuracies(both, both, CPU)[0, 0] == 1
+    assert choose(both, CPU).layer == 1
+
+
+def test_each_layer_takes_the_rate_that_held_out_training_samples_choose():
+    train, test = (layers_of(count, seed, (3.0, 1.0)) for count, seed in ((500, 0), (1000, 1)))
+    rates = (1e-6, 1e-2, 1e3)
+    side_by_side = probe_accuracies(train, test, CPU, lrs=rates)
+    for rate, accuracies in zip(rates, side_by_side, strict=True):
+        torch.testing.assert_close(probe_accuracies(train, test, CPU, lrs=[rate])[0], accuracies)
+    assert (side_by_side[1] > side_by_side[0] + 0.01).all()
+    assert (side_by_side[1] > side_by_side[2] + 0.02).all()
+    assert choose(train, CPU, lrs=rates) == ([1, 1], 1)
 
 
 @pytest.fixture
 def split(monkeypatch):
     """`misleading` in place of the features of an encoder of two blocks."""
-    features = {name: part._replace(normed=part.features[1]) for name, part in misleading().items()}
-    for module in (probing, probes):
-        monkeypatch.setattr(module, "layer_features", lambda model, scale, split, device: features[split])
-    return features
+    parts = {name: part._replace(normed=part.features[1]) for name, part in misleading().items()}
+
+    def extracted(compute, loader, device, progress=None):
+        part = parts[loader]
+        stream, similarity = part.features.transpose(0, 1), torch.zeros(400, 3)
+        return {"stream": stream, "label": part.labels, "similarity": similarity, "normed": part.normed}
+
+    monkeypatch.setattr(probes, "extract", extracted)
+    monkeypatch.setattr("bamboo.finetune.features.extract", extracted)
+    for module in (probes, probing):
+        monkeypatch.setattr(module, "layer_features", lambda model, scale: None)
+    return parts
 
 
 def test_the_command_and_the_studies_report_the_layer_that_training_images_choose(split, monkeypatch, capsys, tmp_path):
-    accuracies = probe_accuracies(split["train"], split["test"], CPU, epochs=20)
+    accuracies = probe_accuracies(split["train"], split["test"], CPU, epochs=20)[0]
     assert accuracies.argmax() != 1
-    data = SimpleNamespace(probe_loaders=lambda samples: ("train", "test"), num_classes=5)
+    data = SimpleNamespace(probe_loaders=lambda samples, shared=False: ("train", "test"), num_classes=5)
     encoder = SimpleNamespace(blocks=[None, None])
-    monkeypatch.setattr(commands, "_open", lambda *_: (encoder, None, CPU))
+    monkeypatch.setattr(commands, "_open", lambda *_: commands.Frozen(encoder, None, CPU, "auto"))
     monkeypatch.setattr(commands, "_data", lambda *_: data)
     commands.probe("encoder", data="digits", out=tmp_path, epochs=20)
     assert f"best at layer 1 of 2 on held-out training images, where {accuracies[1]:.2%}" in capsys.readouterr().out
@@ -101,7 +120,7 @@ def test_the_command_and_the_studies_report_the_layer_that_training_images_choos
 
 def narrow_accuracies(split, matrix):
     """Of linear probes on features that a matrix projects."""
-    return probe_accuracies(*(p._replace(features=p.features @ matrix) for p in split.values()), CPU, epochs=20)
+    return probe_accuracies(*(p._replace(features=p.features @ matrix) for p in split.values()), CPU, epochs=20)[0]
 
 
 def test_a_projection_is_scikit_learns_of_the_same_matrix_which_the_widths_alone_decide():

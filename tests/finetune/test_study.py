@@ -14,8 +14,9 @@ from bamboo.analysis import profile
 from bamboo.checkpoints import load_encoder, pixel_scale
 from bamboo.cli import main
 from bamboo.finetune.commands import knn, probe
-from bamboo.finetune.knn import collect, nearest_neighbour_accuracy
-from bamboo.finetune.probing import LayerFeatures, layer_features, probe_accuracies
+from bamboo.finetune.features import extract
+from bamboo.finetune.knn import nearest_neighbour_accuracy
+from bamboo.finetune.probing import LayerFeatures, by_layer, layer_features, probe_accuracies
 from bamboo.vision.data import Digits
 from tests.finetune.runs import pretrain, run
 from tests.runs import scalars
@@ -83,7 +84,7 @@ def test_the_linear_probe_of_the_pretrained_encoder_beats_that_of_a_fresh_one(en
 def test_similarity_by_depth_is_that_of_the_profile(encoder):
     model, _ = load_encoder(encoder)
     loader = data().probe_loaders(100)[1]
-    ours = layer_features(model, pixel_scale(encoder), loader, torch.device("cpu")).similarity
+    ours = by_layer(extract(layer_features(model, pixel_scale(encoder)), loader, torch.device("cpu"))).similarity
     measured = profile(model, [pixel_scale(encoder)(batch["image"]) for batch in loader], ["token_similarity"])
     expected = torch.tensor(measured.curve("token_similarity").mean, dtype=torch.float32)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -92,7 +93,7 @@ def test_similarity_by_depth_is_that_of_the_profile(encoder):
 def test_features_are_those_of_timms_own_intermediates(encoder):
     model, _ = load_encoder(encoder)
     (batch,) = data().probe_loaders(50)[1]
-    found = layer_features(model, pixel_scale(encoder), [batch], torch.device("cpu"))
+    found = by_layer(extract(layer_features(model, pixel_scale(encoder)), [batch], torch.device("cpu")))
     images = pixel_scale(encoder)(batch["image"])
     with torch.no_grad():
         states = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
@@ -115,7 +116,7 @@ def test_knn_and_probe_run_the_encoder_once_over_the_data(encoder, tmp_path, mon
     monkeypatch.setattr(VisionTransformer, "forward_features", counting)
     knn(str(encoder), data="digits")
     assert seen["images"] == 1797
-    assert "20 nearest neighbours of 1437 images" in capsys.readouterr().out
+    assert "nearest neighbours of 360 images among 1437\n" in capsys.readouterr().out
     probe(str(encoder), data="digits", out=tmp_path, samples=100, epochs=2)
     assert seen["images"] == 1797 + 200
 
@@ -123,10 +124,7 @@ def test_knn_and_probe_run_the_encoder_once_over_the_data(encoder, tmp_path, mon
 def test_knn_is_a_vote_by_hand():
     train = (torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1.0]]), torch.tensor([0, 0, 1]))
     test = (torch.tensor([[1.0, 0.2], [0.1, 1.0]]), torch.tensor([0, 0]))
-    assert nearest_neighbour_accuracy(train, test, neighbours=1) == 0.5
-    features, labels = collect(lambda images: images.flatten(1), data().probe_loaders(50)[0], torch.device("cpu"))
-    assert features.shape == (50, 256)
-    assert labels.shape == (50,)
+    assert nearest_neighbour_accuracy(train, test, k=1) == 0.5
 
 
 def test_probes_of_layers_do_not_touch_each_other():
@@ -136,8 +134,8 @@ def test_probes_of_layers_do_not_touch_each_other():
     noise = torch.randn(600, 3, generator=generator)
     both = LayerFeatures(torch.stack([noise, useful]), labels, torch.zeros(2))
     alone = LayerFeatures(useful[None], labels, torch.zeros(1))
-    together = probe_accuracies(both, both, torch.device("cpu"))
-    assert together[1] == probe_accuracies(alone, alone, torch.device("cpu"))[0] == 1
+    together = probe_accuracies(both, both, torch.device("cpu"))[0]
+    assert together[1] == probe_accuracies(alone, alone, torch.device("cpu"))[0, 0] == 1
     assert together[0] < 0.5
 
 
@@ -148,7 +146,7 @@ def test_bad_input_is_one_line(encoder, tmp_path, capsys):
     for bad in (
         {"data": str(tmp_path / "none")},
         {"data": str(tmp_path / "empty")},
-        {"data": "digits", "neighbours": 0},
+        {"data": "digits", "k": [0]},
     ):
         with pytest.raises(InputError):
             knn(str(encoder), **bad)
