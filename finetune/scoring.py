@@ -1,7 +1,8 @@
 """`bamboo score`: what predictions are worth: accuracy, the confusion matrix, and accuracy by reassessed labels."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +36,14 @@ def score(predictions: Path, *, out: Path, real: Path | None = None, top: int = 
     lines = [f"top-1 {right['predicted'].mean():.2%}"]
     if len(answers) > 1:
         lines.append(f"top-{len(answers)} {right.any(axis=1).mean():.2%}")
-    classes = sorted({*rows["label"]})
-    never = sorted({*classes} - {*rows[answers].to_numpy().ravel()})
+    classes = sorted_names(rows["label"])
+    never = sorted_names({*classes} - {*rows[answers].to_numpy().ravel()})
     if never:
         lines.append(f"{len(never)} of {len(classes)} classes are never predicted: {', '.join(never[:3])}")
     if real:
         accuracy, count = real_accuracy(rows, real)
         lines.append(f"by reassessed labels {accuracy:.2%} of {count} images that have some")
-    matrix = confusion(rows, sorted({*classes, *rows["predicted"]}))
+    matrix = confusion(rows, sorted_names([*classes, *rows["predicted"]]))
     path = write_text(out / "confusion.csv", matrix.to_csv())
     paths = [path, *save_figure(_figure(matrix), out / "confusion")]
     print(f"{len(rows)} images of {len(classes)} classes: {', '.join(lines)}")
@@ -66,6 +67,11 @@ def read_predictions(path: Path) -> "pd.DataFrame":
     if rows.empty:
         raise InputError(f"{path} has no labels to score by")
     return rows.reset_index(drop=True)
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """Each name once, numbers by their value."""
+    return sorted(set(names), key=lambda name: (int(name) if name.isdecimal() else math.inf, name))
 
 
 def confusion(rows: "pd.DataFrame", classes: Sequence[str]) -> "pd.DataFrame":
@@ -104,7 +110,7 @@ def real_accuracy(rows: "pd.DataFrame", path: Path) -> tuple[float, int]:
     from bamboo.files import read_json
 
     labels = read_json(path)
-    classes = sorted({*rows["label"]})
+    classes = sorted_names(rows["label"])
     if not isinstance(labels, list) or max((max(each) for each in labels if each), default=0) >= len(classes):
         raise InputError(f"{path} is no list of classes below {len(classes)}, which the predictions have, by image")
     right = []

@@ -160,6 +160,8 @@ def finished(tmp_path_factory, type_in):
         patch.chdir(folder)
         for config in ("pretrain/quickstart", "pretrain/text_quickstart"):
             type_in("bamboo", "fit", "--config", config)
+        type_in("bamboo", "export", RUN.format("quickstart"), "--format", "reference", "--out", "reference")
+        next(Path("reference").glob("*.pth")).rename("mae_pretrain_vit_base.pth")
         Image.new("RGB", (60, 40), "green").save("photo.jpg")
         write_data(Path("glue"))
         write_encoder(Path("FOLDER_OF_THE_MODEL"))
@@ -190,6 +192,9 @@ def is_bash(block):
 def test_the_examples_of_a_page_run(page, finished, type_in, tmp_path, image_root, monkeypatch):
     folder = shutil.copytree(finished, tmp_path / "folder")
     monkeypatch.chdir(folder)
+    for number, place in enumerate(sorted((image_root / "train").iterdir())):
+        shutil.copytree(place, Path("imagenetv2", str(number)))
+        shutil.copytree(place, Path("imagenet-r", place.name))
     for language, block in blocks(page):
         if language == "yaml":
             Path("more.yaml").write_text(block)

@@ -15,7 +15,7 @@ from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.finetune.building import mapped_classes
 from bamboo.finetune.classifier import Classifier
-from bamboo.finetune.scoring import read_predictions, real_accuracy, worst
+from bamboo.finetune.scoring import read_predictions, real_accuracy, sorted_names, worst
 from bamboo.vision.data import ImageFolder
 from bamboo.vision.views import evaluation_view
 from tests.finetune.folders import NAMES, write_classes
@@ -192,6 +192,10 @@ def test_reassessed_labels_are_those_of_the_number_in_the_name_and_none_does_not
         (tmp_path / "real.json").write_text(json.dumps(labels))
         with pytest.raises(InputError, match=message):
             real_accuracy(predictions, tmp_path / "real.json")
+
+
+def test_classes_that_are_numbers_are_in_their_order():
+    assert sorted_names(["10", "9", "b", "2", "a", "9"]) == ["2", "9", "10", "a", "b"]
 
 
 def test_labels_that_no_answer_has_are_named(capsys, tmp_path):
