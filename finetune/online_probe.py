@@ -24,17 +24,17 @@ class LinearProbe(Callback):
     classifier; each normalises by its own batch.
 
     Logged are `probe/online_train_loss` and `probe/online_train_top1`, means of the first process since the last log,
-    and `probe/online_top1` with each validation. Without labels it does nothing.
+    and `probe/online_top1` with each validation. Without labels, or in batches of one image, it does nothing.
 
     Args:
         lr: learning rate, which stays as it is.
 
     Raises:
-        InputError: for a rate that is not positive; at the start of training for a module without a masked autoencoder,
-            batches of one image, or a resumed run with another number of classes or features.
+        InputError: for a rate that is not positive; at the start of training for a module without a masked autoencoder, or
+            a resumed run with another number of classes or features.
     """
 
-    def __init__(self, lr: float = 1e-3) -> None:
+    def __init__(self, lr: float = 3e-3) -> None:
         if lr <= 0:
             raise InputError(f"lr of LinearProbe must be positive, got {lr}")
         self.lr = lr
@@ -56,16 +56,17 @@ class LinearProbe(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the classifier where there are labels, and take up the state of a resumed run."""
-        self.head = None
-        classes = count_classes(trainer.datamodule)  # type: ignore[attr-defined]
-        if not classes:
+        self.head, data = None, trainer.datamodule  # type: ignore[attr-defined]
+        classes = count_classes(data)
+        if not classes or getattr(data, "batch_size", 2) < 2:
             if trainer.is_global_zero:
-                print("no online linear probe: the training images have no labels")
+                reason = (
+                    "batches of one image cannot be normalised" if classes else "the training images have no labels"
+                )
+                print(f"no online linear probe: {reason}")
             return
         if not hasattr(pl_module, "mae"):
             raise InputError(f"LinearProbe belongs to a masked autoencoder, not to {type(pl_module).__name__}")
-        if trainer.datamodule.batch_size < 2:  # type: ignore[attr-defined]
-            raise InputError("LinearProbe normalises over a batch: data.init_args.batch_size must be at least 2")
         module: Any = pl_module
         encoder, device = module.mae.encoder, trainer.strategy.root_device
         self.head = build_head(encoder.embed_dim, classes).to(device)
