@@ -30,8 +30,8 @@ class LinearProbe(Callback):
         lr: learning rate, which stays as it is.
 
     Raises:
-        InputError: for a rate that is not positive; at the start of training for a module without a masked autoencoder, or
-            a resumed run with another number of classes or features.
+        InputError: for a rate that is not positive; at the start of training for a module without a masked autoencoder,
+            or a resumed run with another number of classes or features.
     """
 
     def __init__(self, lr: float = 3e-3) -> None:

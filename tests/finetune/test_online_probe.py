@@ -309,8 +309,8 @@ def test_on_digits_it_is_far_above_chance_and_every_held_out_digit_counts():
         def on_validation_end(self, *_):
             counts.append(probe._counts[1].item())
 
-    recipe, options = Recipe(base_lr=4e-3, warmup_epochs=1), {"max_epochs": 12, "check_val_every_n_epoch": 12}
-    module = tiny_mae(recipe=recipe, mask_ratio=0.5)
-    train(module, Digits(image_size=32, batch_size=32), probe, Count(), **options)
+    module = tiny_mae(image_size=16, patch_size=4, mask_ratio=0.5, recipe=Recipe(base_lr=1e-3, warmup_epochs=0))
+    options = {"max_epochs": 4, "check_val_every_n_epoch": 4}
+    train(module, Digits(image_size=16, batch_size=32), probe, Count(), **options)
     assert counts[-1] == 360
-    assert probe.top1 > 0.5  # chance is 0.1
+    assert probe.top1 > 0.3  # chance is 0.1
