@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from bamboo.errors import InputError
-from bamboo.finetune.online_probe import LinearProbe
+from bamboo.finetune import LinearProbe
 from bamboo.recipes import Recipe
 from bamboo.vision.data import Digits
 from bamboo.vision.images import Arrays
