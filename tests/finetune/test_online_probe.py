@@ -232,7 +232,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
     def go(*callbacks, ckpt_path=None):
         probe = LinearProbe()
         trainer = Trainer(
-            accelerator="cpu", callbacks=[probe, *callbacks], logger=False, max_epochs=2, log_every_n_steps=4, **QUIET
+            accelerator="cpu", callbacks=[probe, *callbacks], logger=False, max_epochs=2, log_every_n_steps=100, **QUIET
         )
         module = tiny_mae()
         data = Digits(image_size=32, batch_size=48, fraction=0.2, num_workers=0)
@@ -247,7 +247,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
 
     whole = go()
     go(SaveBefore(7))
-    assert whole[0]["sums"][2] > 0  # not all has been logged
+    assert whole[0]["sums"][2] == 2 * 5 * 48  # nothing has been logged yet
     assert same(go(ckpt_path=tmp_path / "saved.ckpt"), whole)
 
 
