@@ -60,10 +60,8 @@ class LinearProbe(Callback):
         classes = count_classes(data)
         if not classes or getattr(data, "batch_size", 2) < 2:
             if trainer.is_global_zero:
-                reason = (
-                    "batches of one image cannot be normalised" if classes else "the training images have no labels"
-                )
-                print(f"no online linear probe: {reason}")
+                why = "batches of one image cannot be normalised" if classes else "the training images have no labels"
+                print(f"no online linear probe: {why}")
             return
         if not hasattr(pl_module, "mae"):
             raise InputError(f"LinearProbe belongs to a masked autoencoder, not to {type(pl_module).__name__}")
