@@ -21,6 +21,7 @@ from bamboo.compiling import compile_in_training
 from bamboo.errors import Diverged, InputError
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.knn import NeighbourProbe
+from bamboo.finetune.online_probe import LinearProbe
 from bamboo.optimizers import build_optimizer
 from bamboo.recipes import Recipe
 from bamboo.shapes import Shape
@@ -105,6 +106,7 @@ def test_blocks_compile_once_whatever_runs_between_the_steps(graphs, options, ex
     assert not any("_orig_mod" in name for name in module.state_dict())
     data = Digits(image_size=32, batch_size=64, num_workers=0)
     watch = [count, SimilarityMonitor(every_n_steps=3), NeighbourProbe(every_n_epochs=1, max_samples=100)]
+    watch += [LinearProbe()]
     train(module, data, *watch, max_epochs=2, limit_train_batches=5, val_check_interval=2)
     assert len(count.counts) == 11
     assert count.counts[1:] == [(expected, 0)] * 10
@@ -211,13 +213,13 @@ class Watch(Callback):
         self.steps.append((self.mode.read, self.mode.sent))
 
 
-def traffic(monkeypatch, module, data, **options):
+def traffic(monkeypatch, module, data, *callbacks, **options):
     """What goes between host and device in every step of a run on a device without memory: (read, sent) of each."""
     monkeypatch.setattr(NonFiniteGuard, "_note", lambda *_: None)
     module.configure_optimizers = lambda: build_optimizer(module.parameter_groups(), module.recipe, fused=False)
     options |= {"strategy": MetaStrategy(), "max_time": "01:00:00:00", "log_every_n_steps": 100, "limit_val_batches": 0}
     watch = Watch()
-    train(module, data, NonFiniteGuard(), Throughput(), watch, accelerator="auto", **options)
+    train(module, data, NonFiniteGuard(), Throughput(), *callbacks, watch, accelerator="auto", **options)
     return watch.steps
 
 
@@ -238,7 +240,8 @@ def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(monkeypatch
     """
     module = build(**options)
     module.noise = lambda shape, *_: torch.empty(*shape, device="meta")
-    assert traffic(monkeypatch, module, Images(batches=3)) == [([], [])] * 3
+    probes = [LinearProbe()] if build is tiny_mae else []
+    assert traffic(monkeypatch, module, Images(batches=3), *probes) == [([], [])] * 3
 
 
 def test_what_is_logged_is_of_the_step_that_it_is_logged_for(tmp_path):

@@ -21,7 +21,10 @@ from .changes import set_keys
 from .folders import checkpoint, chosen
 from .spec import Cell, Study, axis_key, has_key
 
-REPLACED = ("SimilarityMonitor", "ReconstructionPanel", "NeighbourProbe", "FilledSentences", "TQDMProgressBar")
+REPLACED = (
+    *("SimilarityMonitor", "ReconstructionPanel", "NeighbourProbe", "LinearProbe"),
+    *("FilledSentences", "TQDMProgressBar"),
+)
 """Callbacks of a configuration that a study does without, for it measures the same itself."""
 
 DIVERGED = re.compile(r"^bamboo: error: (?!.*the batch's)(.* is not finite .*)$", re.MULTILINE)

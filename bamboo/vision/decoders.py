@@ -124,8 +124,8 @@ def attend(attention: Attention, queries: Tensor, tokens: Tensor) -> Tensor:
     """Attention of queries (B, M, W) over tokens (B, T, W) with the weights of timm's self-attention: (B, M, W)."""
     (batch, count, width), heads = queries.shape, attention.num_heads
     weights, biases = (part.split([width, 2 * width]) for part in (attention.qkv.weight, attention.qkv.bias))
-    query = F.linear(queries, weights[0], biases[0]).view(batch, count, heads, -1).transpose(1, 2)
-    both = F.linear(tokens, weights[1], biases[1]).view(batch, tokens.shape[1], 2, heads, -1)
+    query = F.linear(queries, weights[0], biases[0]).view(batch, count, heads, width // heads).transpose(1, 2)
+    both = F.linear(tokens, weights[1], biases[1]).view(batch, tokens.shape[1], 2, heads, width // heads)
     key, value = both.permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(query, key, value)
     return cast(Tensor, attention.proj(mixed.transpose(1, 2).reshape(batch, count, width)))

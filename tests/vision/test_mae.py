@@ -395,3 +395,10 @@ def test_encoders_that_cannot_be_masked_are_refused(encoder: Any, expected: str)
     decoder: SelfAttentionDecoder = build_mae(TINY, 16, 4, decoder_shape=DECODER).decoder
     with pytest.raises(InputError, match=expected):
         MaskedAutoencoder(encoder(), decoder)
+
+
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_a_batch_of_no_image_passes(decoder: Any) -> None:
+    """As one of which none could be read."""
+    mae = build_mae(TINY, 16, 4, 1, decoder=decoder, decoder_shape=DECODER)
+    assert mae(torch.empty(0, 1, 16, 16), torch.empty(0, 16)).predicted.shape == (0, 12, 16)
