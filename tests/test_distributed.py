@@ -63,6 +63,25 @@ def test_two_processes_train_evaluate_and_accumulate_as_one(tmp_path, image_root
     assert probed[0][:2] == probed[1][:2]
 
 
+def test_two_processes_start_from_weights_as_one_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ["--trainer.max_epochs", "1", "--trainer.callbacks", "[]", "--data.init_args.fraction", "0.05"]
+    short += ["--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"]
+    assert fit(*short, "--data.init_args.batch_size", "8") == 0
+    start = ["--model.init_args.init_from", str(last(tmp_path)), "--model.init_args.recipe.effective_batch", "16"]
+    assert fit(*short, *start, "--data.init_args.batch_size", "16") == 0
+    words = [*TINY, *short, *start, "--data.init_args.batch_size", "8", "--trainer.devices", "2"]
+    command = [sys.executable, "-m", "bamboo", "fit", "--config", str(CONFIGS / "pretrain/quickstart.yaml"), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--trainer.strategy", "ddp"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("50 tensors loaded") == 1
+    before, one, two = (load(last(tmp_path, version))["state_dict"] for version in range(3))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
+    assert any((one[name] - before[name]).abs().max() > 3e-4 for name in one)
+
+
 def outcome(call):
     """What `call` gives, or the error that it raises, in words."""
     try:
