@@ -86,6 +86,9 @@ def profile(
                 feeder.run(batch, marks)
             recorder.end_batch()
     values, sums = _gather(fingerprints, recorder)
+    stream = [number for number, key in enumerate(recorder.keys) if key.position == "stream"]
+    if stream and not np.isfinite(values[:, stream]).any():
+        raise InputError(f"nothing can be measured of {label or kind}: no sample has tokens that count, or all are NaN")
     notes = _undefined(values, recorder.keys)
     if skipped:
         notes.append(f"{skipped} files could not be read")
