@@ -258,7 +258,7 @@ def test_a_text_of_one_word_is_undefined_and_said_so():
     assert result.curve().samples.tolist() == [2] * (DEPTH + 1)
     assert "up to 1 of 3 samples" in result.notes[0]
     with pytest.raises(InputError, match="nothing can be measured of BertModel: no sample has tokens that count"):
-        profile(TEXT["BERT"](), [text_batch((3, 3))])
+        profile(TEXT["BERT"](), [text_batch((2, 2))])
 
 
 def test_wrong_data_for_a_model_gets_one_clear_line():
