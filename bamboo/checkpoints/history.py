@@ -115,7 +115,9 @@ def _data(content: Mapping[str, Any], config: Mapping[str, Any]) -> Data | None:
 
 
 def _recipe(content: Mapping[str, Any], arguments: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    recipe, batch, trainer = (part or {} for part in (arguments.get("recipe"), content.get("batch"), config.get("trainer")))
+    recipe, batch, trainer = (
+        part or {} for part in (arguments.get("recipe"), content.get("batch"), config.get("trainer"))
+    )
     effective, steps, base = batch.get("effective_batch"), content.get("global_step"), recipe.get("base_lr")
     peak = f", {scaled_lr(base, effective):.3g} at this batch" if base and effective else ""
     share, epochs = recipe.get("warmup_share"), recipe.get("warmup_epochs")
@@ -140,20 +142,29 @@ def _recipe(content: Mapping[str, Any], arguments: Mapping[str, Any], config: Ma
 
 def _epochs(content: Mapping[str, Any], planned: int | None) -> str:
     """How many passes through the data have ended; an interrupted one does not count."""
+    completed = _completed(content)
+    return f"{completed:g}{f' of {planned}' if (planned or -1) > 0 else ''}" if math.isfinite(completed) else ""
+
+
+def _completed(content: Mapping[str, Any]) -> float:
     try:
         loop = content["loops"]["fit_loop"]
         begun, ended = loop["epoch_progress"]["current"]["ready"], loop["epoch_loop.batch_progress"]["is_last_batch"]
     except (KeyError, TypeError):
-        return ""
-    return f"{begun if ended else begun - 1}{f' of {planned}' if (planned or -1) > 0 else ''}"
+        return math.nan
+    return float(begun if ended else begun - 1)
 
 
 def _of_callbacks(content: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Number]:
     """Nearest neighbours of `NeighbourProbe`, and the best value that `Checkpoints` saw."""
+    # The probe measures every few epochs, and always at the end: of an earlier checkpoint its value may be older.
+    ended = _completed(content) == (config.get("trainer") or {}).get("max_epochs")
     for name, state in (content.get("callbacks") or {}).items():
         if name.startswith("NeighbourProbe"):
             for what, value in state["accuracy"].items():
-                yield Number(f"nearest neighbours, {what}", value, what == "trained encoder")
+                trained = what == "trained encoder"
+                note = " when last measured" if trained and not ended else ""
+                yield Number(f"nearest neighbours, {what}{note}", value, trained and ended)
         if name.startswith("Checkpoints") and isinstance(state.get("best"), float):
             metric = (config.get("checkpoint") or {}).get("monitor")
             yield Number(f"best {metric or 'value of the monitored metric'} of the run", state["best"], False)
@@ -189,7 +200,9 @@ def _curves_of_events(run: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"] if _is_measure(tag)}
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"] if _is_measure(tag)
+    }
 
 
 def _is_measure(tag: str | None) -> bool:

@@ -1,0 +1,118 @@
+"""The sections of a model card, in Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bamboo.checkpoints.exported import Exported
+from bamboo.checkpoints.history import History
+from bamboo.checkpoints.reading import DEFAULTS
+from bamboo.shapes import find_shape
+
+CITATION = """\
+The question of how deep and how narrow, which Bamboo asks, is that of:
+
+```bibtex
+@inproceedings{xue2023study,
+  title     = {A Study on Transformer Configuration and Training Objective},
+  author    = {Xue, Fuzhao and Chen, Jianghai and Sun, Aixin and Ren, Xiaozhe and Zheng, Zangwei and
+               He, Xiaoxin and Chen, Yongming and Jiang, Xin and You, Yang},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023}
+}
+```"""
+LIMITS = {
+    "image-classification": "It names the classes that it was trained on and no others, for images like those.",
+    "image-feature-extraction": "It gives features and no answers: train a head on them, or fine-tune it, for a task.",
+    "feature-extraction": "It gives features and no answers: train a head on them, or fine-tune it, for a task.",
+    "fill-mask": "It guesses masked words of texts like those that it was trained on, and writes no texts of its own.",
+    "text-classification": "It knows the labels that it was trained on and no others, for texts like those.",
+}
+UNTESTED = (
+    "Beyond the numbers above nothing was tested: neither other data, nor robustness, nor whether it treats groups of "
+    "people alike."
+)
+SHOWN = 20
+"""Names of classes that are written out."""
+
+
+def card_text(exported: Exported, history: History, origin: str, license: str | None) -> str:
+    """All that stands below the front matter.
+
+    Args:
+        exported: the folder.
+        history: of its training.
+        origin: the name of the file or model that was exported.
+        license: its licence, if one was stated.
+    """
+    calls = "\n".join(["```python", *exported.calls, "```"])
+    sections = {
+        "Shape": table(exported.model.sizes),
+        "Training": _training(history, origin),
+        "Measured": _measured(history),
+        "Loading": f"With this folder as `{exported.name}` in the current one:\n\n{calls}",
+        "Input": table(exported.model.inputs) + _classes(exported.model.classes),
+        "Limits": f"{LIMITS[exported.model.task]} {UNTESTED}",
+        "Licence": f"`{license}`" if license else "No licence was stated.",
+        "Citation": CITATION,
+    }
+    head = f"# {exported.name}\n\n{exported.model.what}. Bamboo exported it from `{origin}`."
+    return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in sections.items())]) + "\n"
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """A table of two columns; rows without a value are left out."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)])
+
+
+def objective(arguments: Mapping[str, Any]) -> str:
+    """What was trained for, by the hyperparameters of the checkpoint."""
+    a = {**{key: DEFAULTS[key] for key in ("mask_ratio", "norm_pix", "decoder", "decoder_shape")}, **arguments}
+    if "task" in a:
+        return f"Fine-tuned to classify texts (task `{a['task']}`), with all weights trained."
+    if "num_classes" in a:
+        return f"Supervised training on {a['num_classes']} classes{_regularised(a)}."
+    if "image_size" in a:
+        kind, pixels = (
+            {"cross": "cross-attention"}.get(a["decoder"], a["decoder"] + "-attention"),
+            "normalised " * a["norm_pix"],
+        )
+        decoder = find_shape(a["decoder_shape"])
+        return (
+            f"Masked autoencoding (He et al. 2022), without labels: {a['mask_ratio']:.0%} of the patches are hidden, "
+            f"and a {kind} decoder of {decoder} predicts their {pixels}pixels."
+        )
+    if "pool" in a:
+        return "Supervised training from fresh weights to name the class of a text; the head is left out."
+    return f"Masked language modelling (Devlin et al. 2019): {a['mask_ratio']:.0%} of the tokens are to be guessed."
+
+
+def _regularised(arguments: Mapping[str, Any]) -> str:
+    said = [
+        f"{key.replace('_', ' ')} {arguments[key]:g}"
+        for key in ("label_smoothing", "mixup", "cutmix", "drop_path")
+        if arguments.get(key)
+    ]
+    frozen = ", on a frozen encoder" if arguments.get("freeze") else ""
+    return frozen + (f", with {', '.join(said)}" if said else "")
+
+
+def _training(history: History, origin: str) -> str:
+    if not history.arguments:
+        return f"Converted from `{origin}`. How that was trained is not known here: ask where it came from."
+    start = f" It started from the weights of `{history.start.name}`." if history.start else ""
+    data = f"Data: {history.data.name}." if history.data else "On which data is not known here."
+    recipe = f"\n\n{table(history.recipe)}" if history.recipe else ""
+    return f"{objective(history.arguments)}{start} {data}{recipe}"
+
+
+def _measured(history: History) -> str:
+    if not history.numbers:
+        return "Neither the checkpoint nor a log of its run holds a measured number."
+    return "On data held out in training:\n\n" + table({f"`{n.name}`": f"{n.value:.4f}" for n in history.numbers})
+
+
+def _classes(classes: tuple[str, ...]) -> str:
+    if not classes:
+        return ""
+    more = f" and {len(classes) - SHOWN} more, which `config.json` lists" if len(classes) > SHOWN else ""
+    return f"\n\nClasses: {', '.join(classes[:SHOWN])}{more}."
