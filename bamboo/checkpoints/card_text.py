@@ -44,12 +44,11 @@ def card_text(exported: Exported, history: History, origin: str, license: str | 
         origin: the name of the file or model that was exported.
         license: its licence, if one was stated.
     """
-    calls = "\n".join(["```python", *exported.calls, "```"])
     sections = {
         "Shape": table(exported.model.sizes),
         "Training": _training(history, origin),
         "Measured": _measured(history),
-        "Loading": f"With this folder as `{exported.name}` in the current one:\n\n{calls}",
+        "Loading": _loading(exported),
         "Input": table(exported.model.inputs) + _classes(exported.model.classes),
         "Limits": f"{LIMITS[exported.model.task]} {UNTESTED}",
         "Licence": f"`{license}`" if license else "No licence was stated.",
@@ -59,9 +58,22 @@ def card_text(exported: Exported, history: History, origin: str, license: str | 
     return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in sections.items())]) + "\n"
 
 
+def _loading(exported: Exported) -> str:
+    modules = sorted({call.partition(".")[0] for call in exported.calls})
+    code = "\n".join(["```python", *(f"import {name}" for name in modules), "", *exported.calls, "```"])
+    timm = ", and in timm's call `hf-hub:NAMESPACE/NAME` that of `local-dir:...`" if "timm" in modules else ""
+    hub = f"From Hugging Face's hub, NAMESPACE/NAME takes the place of `{exported.name}`{timm}."
+    return f"With this folder as `{exported.name}` in the current one:\n\n{code}\n\n{hub}"
+
+
 def table(rows: Mapping[str, str]) -> str:
     """A table of two columns; rows without a value are left out."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)])
+
+
+def is_masked_autoencoder(arguments: Mapping[str, Any]) -> bool:
+    """Whether hyperparameters are those of a masked autoencoder."""
+    return "image_size" in arguments and "num_classes" not in arguments
 
 
 def objective(arguments: Mapping[str, Any]) -> str:
@@ -71,7 +83,7 @@ def objective(arguments: Mapping[str, Any]) -> str:
         return f"Fine-tuned to classify texts (task `{a['task']}`), with all weights trained."
     if "num_classes" in a:
         return f"Supervised training on {a['num_classes']} classes{_regularised(a)}."
-    if "image_size" in a:
+    if is_masked_autoencoder(a):
         kind, pixels = (
             {"cross": "cross-attention"}.get(a["decoder"], a["decoder"] + "-attention"),
             "normalised " * a["norm_pix"],
@@ -108,7 +120,9 @@ def _training(history: History, origin: str) -> str:
 def _measured(history: History) -> str:
     if not history.numbers:
         return "Neither the checkpoint nor a log of its run holds a measured number."
-    return "On data held out in training:\n\n" + table({f"`{n.name}`": f"{n.value:.4f}" for n in history.numbers})
+    return "In validation; accuracies are shares of one:\n\n" + table(
+        {f"`{n.name}`": f"{n.value:.4f}" for n in history.numbers}
+    )
 
 
 def _classes(classes: tuple[str, ...]) -> str:

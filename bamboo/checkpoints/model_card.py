@@ -8,9 +8,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from bamboo.checkpoints.card_text import card_text
+from bamboo.checkpoints.card_text import card_text, is_masked_autoencoder
 from bamboo.checkpoints.exported import Exported, read_exported
-from bamboo.checkpoints.history import Data, History, Number, read_history, without_folders
+from bamboo.checkpoints.history import Data, History, read_history, without_folders
+from bamboo.checkpoints.measurements import NEIGHBOURS, Number
 from bamboo.checkpoints.sources import find_source
 from bamboo.errors import InputError
 from bamboo.files import write_text
@@ -69,7 +70,11 @@ def write_card(source: str | Path, folder: str | Path, license: str | None = Non
         pipeline_tag=exported.model.task,
         base_model=origin.hub or (history.start.hub if history.start else None),
         datasets=[history.data.hub] if history.data and history.data.hub else None,
-        tags=["bamboo", *exported.model.tags],
+        tags=[
+            "bamboo",
+            *exported.model.tags,
+            *(["masked-autoencoder"] if is_masked_autoencoder(history.arguments) else []),
+        ],
         **_results(exported, history),
     )
     text = f"---\n{data.to_yaml()}\n---\n\n{card_text(exported, history, origin.name, license)}"
@@ -91,18 +96,17 @@ def _results(exported: Exported, history: History) -> Mapping[str, Any]:
 
 
 def _metric(number: Number) -> tuple[str, str] | None:
-    if number.name.startswith("nearest neighbours"):
-        return "accuracy", "accuracy of 20 nearest neighbours, frozen features"
+    if number.name.startswith(NEIGHBOURS):
+        return "accuracy", f"{NEIGHBOURS}, frozen features"
     name = number.name.removeprefix("val/")
     kind, label = METRICS.get(re.split("[_/]", name)[0], ("", ""))
     return (kind, label if name in METRICS else f"{label} ({name})") if kind else None
 
 
 def _result(exported: Exported, data: Data, number: Number, kind: str, label: str) -> EvalResult:
-    word = data.name.partition(" (")[0]
     return EvalResult(
-        task_type="image-classification" if number.name.startswith("nearest") else exported.model.task,
-        dataset_type=data.hub or word.lower(),
+        task_type="image-classification" if number.name.startswith(NEIGHBOURS) else exported.model.task,
+        dataset_type=data.hub or data.kind.lower(),
         dataset_name=data.name,
         dataset_split="validation",
         metric_type=kind,
