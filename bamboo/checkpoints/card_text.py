@@ -27,9 +27,9 @@ LIMITS = {
     "fill-mask": "It guesses masked words of texts like those that it was trained on, and writes no texts of its own.",
     "text-classification": "It knows the labels that it was trained on and no others, for texts like those.",
 }
-UNTESTED = (
-    "Beyond the numbers above nothing was tested: neither other data, nor robustness, nor whether it treats groups of "
-    "people alike."
+UNKNOWN = (
+    "Nothing is known here beyond the numbers above: neither of other data, nor of robustness, nor of whether it "
+    "treats groups of people alike."
 )
 SHOWN = 20
 """Names of classes that are written out."""
@@ -50,7 +50,7 @@ def card_text(exported: Exported, history: History, origin: str, license: str | 
         "Measured": _measured(history),
         "Loading": _loading(exported),
         "Input": table(exported.model.inputs) + _classes(exported.model.classes),
-        "Limits": f"{LIMITS[exported.model.task]} {UNTESTED}",
+        "Limits": f"{LIMITS[exported.model.task]} {UNKNOWN}",
         "Licence": f"`{license}`" if license else "No licence was stated.",
         "Citation": CITATION,
     }
@@ -78,24 +78,26 @@ def is_masked_autoencoder(arguments: Mapping[str, Any]) -> bool:
 
 def objective(arguments: Mapping[str, Any]) -> str:
     """What was trained for, by the hyperparameters of the checkpoint."""
-    a = {**{key: DEFAULTS[key] for key in ("mask_ratio", "norm_pix", "decoder", "decoder_shape")}, **arguments}
-    if "task" in a:
-        return f"Fine-tuned to classify texts (task `{a['task']}`), with all weights trained."
-    if "num_classes" in a:
-        return f"Supervised training on {a['num_classes']} classes{_regularised(a)}."
-    if is_masked_autoencoder(a):
-        kind, pixels = (
-            {"cross": "cross-attention"}.get(a["decoder"], a["decoder"] + "-attention"),
-            "normalised " * a["norm_pix"],
-        )
-        decoder = find_shape(a["decoder_shape"])
-        return (
-            f"Masked autoencoding (He et al. 2022), without labels: {a['mask_ratio']:.0%} of the patches are hidden, "
-            f"and a {kind} decoder of {decoder} predicts their {pixels}pixels."
-        )
-    if "pool" in a:
+    if is_masked_autoencoder(arguments):
+        return _masked_autoencoding({**DEFAULTS, **arguments})
+    if "task" in arguments:
+        return f"Fine-tuned on texts (task `{arguments['task']}`)."
+    if "num_classes" in arguments:
+        return f"Supervised training on {arguments['num_classes']} classes{_regularised(arguments)}."
+    if "pool" in arguments:
         return "Supervised training from fresh weights to name the class of a text; the head is left out."
-    return f"Masked language modelling (Devlin et al. 2019): {a['mask_ratio']:.0%} of the tokens are to be guessed."
+    share = f": {arguments['mask_ratio']:.0%} of the tokens are to be guessed" if "mask_ratio" in arguments else ""
+    return f"Masked language modelling (Devlin et al. 2019){share}."
+
+
+def _masked_autoencoding(arguments: Mapping[str, Any]) -> str:
+    share, decoder = arguments["predict_ratio"], find_shape(arguments["decoder_shape"])
+    kind = {"cross": "cross-attention", "self": "self-attention"}[arguments["decoder"]]
+    return (
+        f"Masked autoencoding (He et al. 2022), without labels: {arguments['mask_ratio']:.0%} of the patches are "
+        f"hidden, and a {kind} decoder of {decoder} predicts the {'normalised ' * arguments['norm_pix']}pixels of "
+        f"{'all' if share == 1 else format(share, '.0%')} of them."
+    )
 
 
 def _regularised(arguments: Mapping[str, Any]) -> str:

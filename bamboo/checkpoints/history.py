@@ -12,7 +12,7 @@ import yaml
 from bamboo.checkpoints.measurements import Number, completed_epochs, read_numbers
 from bamboo.recipes import scaled_lr
 
-LIMITS = {"task": None, "fraction": 1.0, "shots": None, "samples": None, "validate_on_train": 0.0}
+LIMITS = {"task": "texts", "fraction": 1.0, "shots": None, "samples": None, "validate_on_train": 0.0}
 """Arguments of data that say which part of them is used, and what they are where all is used."""
 NAMES = {
     "Digits": "scikit-learn's handwritten digits",
@@ -70,7 +70,7 @@ def read_history(content: Mapping[str, Any], path: Path | None) -> History:
         dict(arguments),
         {key: value for key, value in _recipe(content, arguments, config).items() if value},
         _data(content, config),
-        without_folders(str(source)) if source else None,
+        without_folders(str(source)) if source and source != "scratch" else None,
         read_numbers(content, run, config),
     )
 
