@@ -73,7 +73,7 @@ def table(rows: Mapping[str, str]) -> str:
 
 def is_masked_autoencoder(arguments: Mapping[str, Any]) -> bool:
     """Whether hyperparameters are those of a masked autoencoder."""
-    return "image_size" in arguments and "num_classes" not in arguments
+    return "decoder_shape" in arguments
 
 
 def objective(arguments: Mapping[str, Any]) -> str:
@@ -86,8 +86,10 @@ def objective(arguments: Mapping[str, Any]) -> str:
         return f"Supervised training on {arguments['num_classes']} classes{_regularised(arguments)}."
     if "pool" in arguments:
         return "Supervised training from fresh weights to name the class of a text; the head is left out."
-    share = f": {arguments['mask_ratio']:.0%} of the tokens are to be guessed" if "mask_ratio" in arguments else ""
-    return f"Masked language modelling (Devlin et al. 2019){share}."
+    if "mask_ratio" in arguments:
+        share = f"{arguments['mask_ratio']:.0%} of the tokens are to be guessed"
+        return f"Masked language modelling (Devlin et al. 2019): {share}."
+    return "The checkpoint does not say what it was trained for."
 
 
 def _masked_autoencoding(arguments: Mapping[str, Any]) -> str:

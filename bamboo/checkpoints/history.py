@@ -118,12 +118,11 @@ def _data(content: Mapping[str, Any], config: Mapping[str, Any]) -> Data | None:
 
 
 def _recipe(content: Mapping[str, Any], arguments: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    recipe, batch, trainer = (
-        part or {} for part in (arguments.get("recipe"), content.get("batch"), config.get("trainer"))
-    )
+    parts = (arguments.get("recipe"), content.get("batch"), config.get("trainer"))
+    recipe, batch, trainer = (part if isinstance(part, Mapping) else {} for part in parts)
     effective, steps, base = batch.get("effective_batch"), content.get("global_step"), recipe.get("base_lr")
     peak = f", {scaled_lr(base, effective):.3g} at this batch" if base and effective else ""
-    parts = "{batch_size} x {processes} processes x {accumulate_grad_batches} accumulated"
+    product = "{batch_size} x {processes} processes x {accumulate_grad_batches} accumulated"
     return {
         "optimizer": recipe.get("optimizer", ""),
         "learning rate": f"{base:.3g} per 256 samples{peak}" if base else "",
@@ -131,7 +130,7 @@ def _recipe(content: Mapping[str, Any], arguments: Mapping[str, Any], config: Ma
         "warm-up": _warmup(recipe),
         "weight decay": f"{recipe['weight_decay']:g}" if "weight_decay" in recipe else "",
         "betas": ", ".join(map(str, recipe.get("betas", ()))),
-        "batch": f"{effective} samples a step ({parts.format_map(batch)})" if effective else "",
+        "batch": f"{effective} samples a step ({product.format_map(batch)})" if effective else "",
         "steps": f"{steps}{_planned(trainer.get('max_steps'))}" if steps else "",
         "epochs completed": _epochs(content, trainer.get("max_epochs")),
         "samples seen": f"{steps * effective:,}" if steps and effective else "",

@@ -183,6 +183,12 @@ def test_without_numbers_a_card_says_that_there_are_none(tmp_path):
     assert "On which data is not known here." in card.text
     assert "No licence was stated." in card.text
     assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
+    assert "Masked autoencoding" in card.text
+    del arguments["decoder_shape"]
+    torch.save({"state_dict": weights, "hyper_parameters": {**arguments, "recipe": "ours"}}, tmp_path / "theirs.ckpt")
+    card = command(tmp_path / "theirs.ckpt", tmp_path / "out")
+    assert "The checkpoint does not say what it was trained for." in card.text
+    assert card.data.tags == ["bamboo", "vision-transformer"]
 
 
 def test_nothing_in_a_card_tells_where_the_person_keeps_things(trained, tmp_path):
