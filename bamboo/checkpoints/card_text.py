@@ -1,6 +1,6 @@
 """The sections of a model card, in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bamboo.checkpoints.exported import Exported
@@ -35,7 +35,9 @@ SHOWN = 20
 """Names of classes that are written out."""
 
 
-def card_text(exported: Exported, history: History, origin: str, license: str | None) -> str:
+def card_text(
+    exported: Exported, history: History, origin: str, license: str | None, assumed: Sequence[str] = ()
+) -> str:
     """All that stands below the front matter.
 
     Args:
@@ -43,9 +45,10 @@ def card_text(exported: Exported, history: History, origin: str, license: str | 
         history: of its training.
         origin: the name of the file or model that was exported.
         license: its licence, if one was stated.
+        assumed: what was taken for granted in reading it.
     """
     sections = {
-        "Shape": table(exported.model.sizes),
+        "Shape": table(exported.model.sizes) + ("\n\nNot certain: " + "; ".join(assumed) + "." if assumed else ""),
         "Training": _training(history, origin),
         "Measured": _measured(history),
         "Loading": _loading(exported),

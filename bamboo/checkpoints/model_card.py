@@ -12,6 +12,7 @@ from bamboo.checkpoints.card_text import card_text, is_masked_autoencoder
 from bamboo.checkpoints.exported import Exported, read_exported
 from bamboo.checkpoints.history import Data, History, read_history, without_folders
 from bamboo.checkpoints.measurements import NEIGHBOURS, Number
+from bamboo.checkpoints.reading import read_source
 from bamboo.checkpoints.sources import find_source
 from bamboo.errors import InputError
 from bamboo.files import write_text
@@ -63,7 +64,7 @@ def write_card(source: str | Path, folder: str | Path, license: str | None = Non
     check_folder(folder)
     opened = find_source(source)
     exported, history = read_exported(folder), read_history(opened.content, opened.path)
-    origin = without_folders(str(source))
+    origin, assumed = without_folders(str(source)), () if opened.kind == "text" else _assumed(source)
     data = ModelCardData(
         license=license,
         library_name=exported.library,
@@ -77,8 +78,15 @@ def write_card(source: str | Path, folder: str | Path, license: str | None = Non
         ],
         **_results(exported, history),
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n{card_text(exported, history, origin.name, license)}"
+    text = f"---\n{data.to_yaml()}\n---\n\n{card_text(exported, history, origin.name, license, assumed)}"
     return write_text(Path(folder) / NAME, _marked(ModelCard(text).content))
+
+
+def _assumed(source: str | Path) -> tuple[str, ...]:
+    """What was taken for granted of a model of images, because its source does not say it."""
+    model = read_source(source)
+    pixels = () if model.arguments["mean"] else ("nothing says how pixels are standardised: the usual numbers taken",)
+    return (*model.notes, *pixels)
 
 
 def _marked(text: str) -> str:

@@ -109,11 +109,21 @@ def test_the_hub_reads_what_every_kind_of_model_is(trained, tmp_path, kind, form
     assert rows(card)["depth x width"] == ("2x64" if kind == "reviews" else "2x32")
 
 
-@pytest.mark.parametrize("kind", ["mae", "avg", "token", "text", "reviews"])
-def test_what_a_card_says_of_loading_runs_beside_the_folder(trained, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        ("mae", "transformers.AutoModel."),
+        ("avg", "transformers.AutoModelForImageClassification."),
+        ("token", "timm.create_model("),
+        ("text", "transformers.AutoModelForMaskedLM."),
+        ("reviews", "transformers.AutoModelForSequenceClassification."),
+    ],
+)
+def test_what_a_card_says_of_loading_runs_beside_the_folder(trained, tmp_path, monkeypatch, kind, call):
     card = command(trained[kind], tmp_path / "shared")
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert call in code
     exec(code, {})
 
 
@@ -200,6 +210,7 @@ def test_nothing_in_a_card_tells_where_the_person_keeps_things(trained, tmp_path
         assert "/home" not in card.content
         assert "someone" not in card.content
         assert "secret" not in card.content
+        assert "Not certain" not in card.content
         assert "pytest-of" not in card.content  # in the path of every folder of this test
         assert str(path.parents[3]) not in card.content
     assert "started from the weights of `first.ckpt`" in card.text
@@ -243,6 +254,8 @@ def test_the_training_of_a_foreign_file_is_unknown(tmp_path, format):
     assert "Converted from `mae_visualize.pth`. How that was trained is not known here" in card.text
     assert "Masked autoencoding" not in card.text
     assert rows(card)["depth x width"] == "1x64"
+    assert "Not certain: the file has no head count: 1 heads of 64 taken" in card.text
+    assert "nothing says how pixels are standardised" in card.text
     assert card.data.eval_results is None
     if format == "hf":
         again = command(tmp_path / "out", tmp_path / "again", "--format", "hf")
