@@ -149,7 +149,7 @@ def export(
             for text.
         license: licence to state in the card, as Hugging Face's hub names it: mit, apache-2.0 and so on.
     """
-    from bamboo.checkpoints import check_folder, check_license, find_source, loading_calls, write_card
+    from bamboo.checkpoints import check_card, find_source, loading_calls, write_card
     from bamboo.checkpoints import export as write
 
     if format == "reference":
@@ -157,9 +157,7 @@ def export(
             raise InputError("format reference has no model card that could state a licence: leave --license out")
         print("\n".join(f"wrote {path}" for path in write(checkpoint, format, out)))
         return
-    if license is not None:
-        check_license(license)
-    check_folder(out)  # before anything is written
+    check_card(out, license)  # before anything is written
     if find_source(checkpoint).kind == "text":
         paths = _export_text(checkpoint, out, format)
     else:
