@@ -105,16 +105,17 @@ def write_card(source: str | Path, folder: str | Path, license: str | None = Non
     recipe = read_recipe(opened.content, run)
     measured = read_measured(opened.content, run) if recipe else {}
     notes, calls = () if opened.kind == "text" else read_source(source).notes, loading_calls(folder, name)
-    start, (data_class, data) = recipe.get("start", ""), _data(recipe)
+    data_class, data = _data(recipe)
     results = _results(measured, task, data_class, data)
     front = ModelCardData(
         license=license and license.lower(),
         library_name="timm" if "architecture" in config else "transformers",
         pipeline_tag=task,
-        base_model=hub_name(str(source)) or hub_name(start),
+        base_model=hub_name(str(source)) or hub_name(recipe.get("start", "")),
         datasets=[hub] if (hub := hub_name(data)) else None,
         tags=["bamboo"],
-        **({"model_name": name, "eval_results": results} if results else {}),
+        model_name=name if results else None,
+        eval_results=results or None,
     )
     text = TEXT.format(
         name=name,
@@ -133,7 +134,8 @@ def write_card(source: str | Path, folder: str | Path, license: str | None = Non
 def _data(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """The class of the data, and their name where one is configured."""
     data = recipe.get("data", {})
-    name = next((str(data[key]) for key in ("name", "root", "train") if data.get(key)), "")
+    options = data.get("init_args", {})
+    name = next((str(options[key]) for key in ("name", "root", "train") if key in options), "")
     return data.get("class_path", "").rpartition(".")[2], name
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 HUB = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)(,[^/\\]*)?")
-TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val")
 
 
 def hub_name(source: str) -> str | None:
@@ -35,15 +34,15 @@ def read_recipe(content: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
     arguments = content.get("hyper_parameters")
     if "state_dict" not in content or not isinstance(arguments, Mapping):
         return {}
-    model, data, trainer = (_section(run, name) for name in ("model", "data", "trainer"))
-    start = model.get("encoder") or model.get("init_from")
+    options, data, trainer = _configured(run)
+    start = options.get("encoder") or options.get("init_from")
     # Every data module keeps how far it is, under the name of its class.
     states = (key for key, state in content.items() if isinstance(state, Mapping) and {*state} == {"epoch", "batches"})
     recipe = {
         "start": start if isinstance(start, str) and start != "scratch" else None,
         "data": {"class_path": next(states, None), **data},
         "model": {**arguments, "model_config": None},  # which config.json holds
-        "trainer": {key: trainer.get(key) for key in TRAINER},
+        "trainer": {key: trainer.get(key) for key in ("max_epochs", "max_steps", "precision", "gradient_clip_val")},
         "batch": content.get("batch"),
         "steps": content.get("global_step"),
     }
@@ -60,14 +59,13 @@ def read_measured(content: Mapping[str, Any], run: Path | None) -> dict[str, flo
     return {tag: value for tag, value in measured.items() if math.isfinite(value) and not tag.endswith("_per_s")}
 
 
-def _section(run: Path | None, name: str) -> dict[str, Any]:
-    """Arguments in a section of the configuration of a run; empty where there is none, or another file of its name."""
+def _configured(run: Path | None) -> list[dict[str, Any]]:
+    """Of a run the arguments of its model, its data and its trainer; empty where there is none, or not one of ours."""
     try:
-        section = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))[name] if run else {}
-        arguments = section.pop("init_args", {})
-        return {**section, **arguments}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError):
-        return {}
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if run else {}
+        return [dict(part or {}) for part in (config["model"]["init_args"], config["data"], config["trainer"])]
+    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
+        return [{}, {}, {}]
 
 
 def _table(path: Path) -> list[tuple[str, int, float]]:
