@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from bamboo.checkpoints import export, read_file
+from bamboo.checkpoints import export, read_file, write_card
 from bamboo.checkpoints.trained import hub_name, plain
 from bamboo.cli import main
 from bamboo.shapes import Patches, Shape, encoder_flops
@@ -146,6 +146,8 @@ def test_what_is_not_known_is_said_to_be_unknown(tmp_path):
     for said in ("without labels. Data: not known here.", "Nothing is known.", "Licence: none was stated."):
         assert said in card.text
     assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
+    again = command(tmp_path / "out/model.safetensors", tmp_path / "again")
+    assert "How it was trained is not known" in again.text
     (written,) = export(tmp_path / "last.ckpt", "reference", tmp_path)
     torch.save({"model": read_file(written)["model"]}, tmp_path / "mae_visualize.pth")  # nothing but weights
     card = command(tmp_path / "mae_visualize.pth", tmp_path / "out", "--format", "hf")
@@ -196,6 +198,8 @@ def test_a_card_without_our_mark_is_left_as_it_is(trained, tmp_path, capsys):
     assert "is no card of bamboo export" in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    with pytest.raises(ValueError, match="is no card"):
+        write_card(trained["mae"], tmp_path)
     assert (tmp_path / "README.md").read_text() == "By hand."
 
 
