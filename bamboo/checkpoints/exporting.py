@@ -16,6 +16,7 @@ from bamboo.shapes import find_shape
 from bamboo.vision.timm_models import PRETRAINED_CFG
 
 FORMATS = ("timm", "hf", "reference")
+TEXT_HEADS = ("ForMaskedLM", "ForSequenceClassification")
 
 
 def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], out: str | Path) -> list[Path]:
@@ -53,16 +54,18 @@ def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], o
     return _write_vit(model, to_huggingface(tensors), Path(out))
 
 
-def loading_calls(folder: str | Path) -> list[str]:
-    """The calls of timm and transformers that load an exported folder."""
-    config = read_config(Path(folder) / "config.json")
-    if "architecture" not in config:
-        return [f'transformers.{config["architectures"][0]}.from_pretrained("{folder}")']
-    auto = "AutoModelForImageClassification" if config["num_classes"] else "AutoModel"
-    return [
-        f'timm.create_model("local-dir:{folder}", pretrained=True)',
-        f'transformers.{auto}.from_pretrained("{folder}")',
-    ]
+def loading_calls(folder: str | Path, name: str | None = None) -> list[str]:
+    """The calls of timm and transformers that load an exported folder, as `name` if the folder will have another."""
+    config, name = read_config(Path(folder) / "config.json"), name or str(folder)
+    if "architecture" in config:
+        auto = "AutoModelForImageClassification" if config["num_classes"] else "AutoModel"
+        timms = f'timm.create_model("local-dir:{name}", pretrained=True)'
+        return [timms, f'transformers.{auto}.from_pretrained("{name}")']
+    kind = config["architectures"][0]
+    if config["model_type"] in ("vit", "vit_mae"):
+        return [f'transformers.{kind}.from_pretrained("{name}")']
+    auto = next((f"AutoModel{end}" for end in TEXT_HEADS if kind.endswith(end)), "AutoModel")
+    return [f'transformers.{call}.from_pretrained("{name}")' for call in (auto, "AutoTokenizer")]
 
 
 def _write_timm(model: Checkpoint, out: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The verbs that do one thing and end. Signatures and docstrings are the command line: `bamboo VERB --help`."""
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -130,34 +131,46 @@ def fill(sentence: str, *, model: str, top: int = 5) -> None:
         print(f"[MASK] {number}: " + ", ".join(f"{word} {probability:.1%}" for word, probability in rows))
 
 
-def export(checkpoint: Path, *, out: Path, format: Literal["auto", "timm", "hf", "reference"] = "auto") -> None:
-    """Write a checkpoint so that others can load it.
+def export(
+    checkpoint: Path,
+    *,
+    out: Path,
+    format: Literal["auto", "timm", "hf", "reference"] = "auto",
+    license: str | None = None,
+) -> None:
+    """Write a checkpoint so that others can load it, with a model card, the README.md of the folder.
 
     Args:
         checkpoint: what to export.
         out: folder to write into.
         format: `timm` for the image encoder, or a classifier with its head, which transformers reads too; `hf` for
             transformers' own ViTMAEForPreTraining, ViTForImageClassification, or a masked language model or text
-            classifier with its tokenizer; `reference` for the MAE release; `auto` is `timm`, and `hf` for text.
+            classifier with its tokenizer; `reference` for the MAE release, without a card; `auto` is `timm`, and `hf`
+            for text.
+        license: licence to state in the card, as Hugging Face's hub names it: mit, apache-2.0 and so on.
     """
+    from bamboo.checkpoints import check_card, find_source, loading_calls, write_card
     from bamboo.checkpoints import export as write
-    from bamboo.checkpoints import find_source, loading_calls
 
-    if find_source(checkpoint).kind == "text":
-        _export_text(checkpoint, out, format)
+    if format == "reference":
+        if license is not None:
+            raise InputError("format reference has no model card that could state a licence: leave --license out")
+        print("\n".join(f"wrote {path}" for path in write(checkpoint, format, out)))
         return
-    paths = write(checkpoint, "timm" if format == "auto" else format, out)
+    check_card(out, license)  # before anything is written
+    if find_source(checkpoint).kind == "text":
+        paths = _export_text(checkpoint, out, format)
+    else:
+        paths = write(checkpoint, "timm" if format == "auto" else format, out)
+    paths.append(write_card(checkpoint, out, license))
     print("\n".join(f"wrote {path}" for path in paths))
-    if format != "reference":
-        print("\n  ".join(["load it by", *loading_calls(out)]))
+    print("\n  ".join(["load it by", *loading_calls(out)]))
+    print(f"share it by\n  hf upload NAMESPACE/NAME {shlex.quote(str(out))}")
 
 
-def _export_text(checkpoint: Path, out: Path, format: str) -> None:
+def _export_text(checkpoint: Path, out: Path, format: str) -> list[Path]:
     from bamboo.text.checkpoints import export_text
 
     if format not in ("auto", "hf"):
         raise InputError(f"{checkpoint} is a text model, which is exported as hf, not as {format}")
-    kind, paths = export_text(checkpoint, out)
-    print("\n".join(f"wrote {path}" for path in paths))
-    print(f'load it by\n  transformers.{kind}.from_pretrained("{out}")')
-    print(f'  transformers.AutoTokenizer.from_pretrained("{out}")')
+    return export_text(checkpoint, out)[1]
