@@ -32,13 +32,26 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.touch()
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # which libraries that put a file of their own in its place make narrower
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, so that nothing is computed for a place that takes no files. Raises `InputError` for such."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}") from error
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -25,8 +25,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and plain values on the CPU. Raises `InputError` for a file that is cut short or holds code."""
-        return read_file(path)
+        """Tensors and plain values on the CPU. Raises `InputError` for a file that is no checkpoint of a run."""
+        content = read_file(path)
+        if "state_dict" not in content:
+            raise InputError(f"{path} is no checkpoint of a run: it holds a model alone, as bamboo export writes it")
+        return content
 
 
 class Checkpoints(ModelCheckpoint):

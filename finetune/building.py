@@ -1,6 +1,6 @@
 """The encoder of a classifier: a pretrained one, checked against the configuration, or a fresh one at a shape."""
 
-import re
+import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,29 +77,43 @@ def mapped_classes(model: Sequence[str], data: Sequence[str], class_map: str) ->
         data: names of those of the data.
         class_map: `name`, where classes of the data have the names of the checkpoint's; `number`, where they are called
             by their place among the checkpoint's, as in ImageNet-V2; else a text file with a line for each class of the
-            data: its name, then the checkpoint's, with a comma, a tab or blanks between them.
+            data: its name, then the checkpoint's, with a tab between them, or a comma (as in CSV), or blanks.
 
     Raises:
         InputError: where a class has no place, or the file cannot be read.
     """
     places = {name: place for place, name in enumerate(model)}
     if class_map == "name":
-        names = {name: name for name in data}
+        found = {name: places.get(name) for name in data}
     elif class_map == "number":
-        names, places = {name: name for name in data}, {str(place): place for place in range(len(model))}
+        found = {name: int(name) if name.isdecimal() and int(name) < len(model) else None for name in data}
     else:
-        try:
-            lines = Path(class_map).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"class_map {class_map} is neither name nor number nor a file that can be read") from error
-        names = {own: other for own, other, *_ in (re.split(r"[,\s]+", f"{line.strip()},,") for line in lines)}
-    missing = [name for name in data if names.get(name) not in places]
+        names = _read_class_map(Path(class_map))
+        found = {name: places.get(names.get(name, "")) for name in data}
+    missing = [name for name in data if found[name] is None]
     if missing:
         raise InputError(
             f"class_map {class_map}: {len(missing)} of {len(data)} classes of the data have no place among the "
             f"{len(model)} of the model: {', '.join(map(repr, missing[:3]))}"
         )
-    return [places[names[name]] for name in data]
+    return [place for place in found.values() if place is not None]
+
+
+def _read_class_map(path: Path) -> dict[str, str]:
+    """The checkpoint's name for each class of the data; see `mapped_classes`."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"class_map {path} is neither name nor number nor a file that can be read") from error
+    names: dict[str, str] = {}
+    for line in filter(str.strip, lines):
+        fields = line.split("\t")
+        if len(fields) == 1:
+            fields = next(csv.reader([line], skipinitialspace=True)) if "," in line else line.split()
+        own, other, *_ = [*(field.strip() for field in fields), ""]
+        if names.setdefault(own, other) != other:
+            raise InputError(f"class_map {path}: class {own!r} stands there twice, as {names[own]!r} and {other!r}")
+    return names
 
 
 def learning_rates(groups: Sequence[Mapping[str, Any]], peak: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import Mixup
 from timm.models.vision_transformer import VisionTransformer
@@ -14,13 +15,14 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bamboo.errors import InputError
+from bamboo.errors import Diverged, InputError
 from bamboo.optimizers import layer_decay_groups
 from bamboo.recipes import Recipe
 from bamboo.shapes import Shape, encoder_flops
 from bamboo.training import TrainingModule, plain_arguments
 from bamboo.vision.encoder import Init, encode, options_of, patches_of, set_norm_eps, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
+from bamboo.vision.image_data import ImageData
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.views import seed_streams
 
@@ -113,6 +115,7 @@ class Classifier(TrainingModule):
         set_norm_eps(self.model, layer_norm_eps)
         self.save_hyperparameters({**arguments, **self._sizes()})
         attach_head(self.model, num_classes, pool, batch_norm, head_init_std)
+        self._fresh_head = next(self.model.head.parameters()).detach().clone()
         set_drop_path(self.model, drop_path)
         self.model.set_grad_checkpointing(grad_checkpointing)
         _freeze(self.model, freeze)
@@ -123,6 +126,7 @@ class Classifier(TrainingModule):
         self._class_map: str | None = None
         self._label_order: Tensor | None = None
         self._absent: Tensor | None = None
+        self._present: list[int] = []
         self.freeze_encoder, self.seed, self.compile_blocks = freeze, seed, compile
         self.layer_decay, self.layer_decay_depth = layer_decay, layer_decay_depth
         self.label_smoothing, self.mixing = label_smoothing, _mixing(mixup, cutmix, label_smoothing, num_classes)
@@ -152,7 +156,12 @@ class Classifier(TrainingModule):
         # Without a class map predictions are not compared with labels.
         if data is not None and (stage != "predict" or self._class_map):
             self._check_data(data)
+        if stage in ("validate", "predict") and not self.trainer.ckpt_path and self._head_is_fresh():
+            raise InputError("the head of this classifier is untrained: give its checkpoint as --ckpt_path")
         self.compile_on_gpu(self.model.blocks)
+
+    def _head_is_fresh(self) -> bool:
+        return torch.equal(next(self.model.head.parameters()).detach().cpu(), self._fresh_head)
 
     def _check_data(self, data: Any) -> None:
         if not data.num_classes:
@@ -165,6 +174,12 @@ class Classifier(TrainingModule):
         if self.mixing and data.batch_size % 2:
             raise InputError(f"mixup and cutmix pair images: data.init_args.batch_size {data.batch_size} must be even")
         self._data_classes = list(data.classes)
+        labels = data.sources.val.labels if isinstance(data, ImageData) else torch.arange(data.num_classes).numpy()
+        if labels.min() < 0:
+            raise InputError(
+                f"{(labels < 0).sum()} of {len(labels)} images to validate on have no label: leave them out"
+            )
+        self._present = np.unique(labels).tolist()
         if self._class_map:
             if self._named or not self.trainer.ckpt_path:  # else the checkpoint is yet to say what it calls its classes
                 self._match_classes(self.classes)
@@ -181,9 +196,15 @@ class Classifier(TrainingModule):
         if self._data_classes is None:
             return
         if self._class_map:
-            places = torch.tensor(mapped_classes(classes, self._data_classes, self._class_map))
-            self._label_order = places
+            # A source may name more classes than it has images of.
+            names = [self._data_classes[label] for label in self._present]
+            places = torch.tensor(mapped_classes(classes, names, self._class_map))
+            order = torch.full([len(self._data_classes)], -1)
+            self._label_order = order.index_copy(0, torch.tensor(self._present), places)
             self._absent = torch.ones(len(classes), dtype=torch.bool).index_fill(0, places, False)
+            if self.trainer.is_global_zero:
+                competing = f"{len(set(places.tolist()))} of the model's {len(classes)}"
+                print(f"{len(names)} classes of the data are {competing}; no other competes")
         elif self._data_classes != classes:
             self._label_order = torch.tensor(class_order(classes, self._data_classes))
 
@@ -200,8 +221,14 @@ class Classifier(TrainingModule):
         return self._label_order[labels]
 
     def _scores(self, images: Tensor) -> Tensor:
-        """Logits (B, classes), minus infinity for the classes that a class map leaves out."""
+        """Logits (B, classes), minus infinity for the classes that a class map leaves out.
+
+        Raises:
+            Diverged: where one is not finite before that.
+        """
         logits: Tensor = self(images)
+        if not logits.isfinite().all():
+            raise Diverged("the classifier's answers are not finite: its weights have diverged")
         if self._absent is None:
             return logits
         self._absent = self._absent.to(logits.device)

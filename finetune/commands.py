@@ -1,6 +1,5 @@
 """`bamboo knn` and `bamboo probe`: what a frozen encoder knows, without training it."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
     from bamboo.vision.pixels import PixelScale
 
     from .features import Features
+
+FEWEST = 10
+"""Training images for a probe: a fifth of them chooses."""
 
 
 def knn(
@@ -58,8 +60,8 @@ def knn(
     from .features import normed_features
     from .knn import classes_by_votes
 
-    if min(k) < 1:
-        raise InputError(f"k must be at least 1, got {min(k)}")
+    if min(*k, samples or 1) < 1 or samples == 0:
+        raise InputError(f"k and samples must be at least 1, got {min(k)} and {samples}")
     opened = _open(encoder, image_size, precision)
     if "cls" in features and opened.encoder.cls_token is None:
         raise InputError("this encoder has no class token: give --features mean")
@@ -71,8 +73,9 @@ def knn(
         elected = classes_by_votes((train[name], train["label"]), test[name], k)
         right = elected == test["label"][:, None]
         for number, each in zip(k, right, strict=True):
-            shares = each[:, 0], each.any(dim=1)
-            rows.append((name, str(number), *(f"{float(share.double().mean()):.2%}" for share in shares)))
+            voters = str(min(number, len(train["label"])))
+            shares = (float(share.double().mean()) for share in (each[:, 0], each.any(dim=1)))
+            rows.append((name, voters, *(f"{share:.2%}" for share in shares)))
     print(f"nearest neighbours of {len(test['label'])} images among {len(train['label'])}\n{table(rows)}")
 
 
@@ -119,13 +122,15 @@ def probe(
 
     from bamboo.analysis.model_sources import Opened, fresh_copy
     from bamboo.analysis.plots import save_figure
-    from bamboo.files import write_text
+    from bamboo.files import check_writable, write_text
     from bamboo.processes import is_first_process
 
     from .probing import by_layer, choose, layer_features, probe_accuracies
 
-    if min(lr) <= 0 or epochs < 1:
-        raise InputError(f"lr and epochs must be positive, got {min(lr)} and {epochs}")
+    if min(lr) <= 0 or epochs < 1 or samples < 1:
+        raise InputError(f"lr, epochs and samples must be positive, got {min(lr)}, {epochs} and {samples}")
+    if is_first_process():
+        check_writable(out)
     opened = _open(encoder, image_size, precision)
     images = _data(data, opened, batch_size, num_workers, seed)
     models = {"encoder": opened}
@@ -138,6 +143,8 @@ def probe(
         if not is_first_process():
             continue
         train, test = map(by_layer, parts)
+        if len(train.labels) < FEWEST:
+            raise InputError(f"{len(train.labels)} training images are too few for a probe: give {FEWEST} or more")
         lrs, layer = choose(train, each.device, epochs, seed, lr)
         accuracies = probe_accuracies(train, test, each.device, epochs, seed, lr)[lrs, range(len(lrs))].tolist()
         numbers = {"accuracy": accuracies, "lr": [lr[place] for place in lrs]}
@@ -198,17 +205,18 @@ def _features(
     from bamboo.precision import autocast
     from bamboo.processes import is_first_process
 
-    from .features import cached, extract, fingerprint
+    from .features import extract, fingerprint
 
     parts = []
     for loader, title in zip(images.probe_loaders(samples, shared=True), ("training", "validation"), strict=True):
-        key = ""
+        file = None
         if cache:
             settings = kind, opened.precision, opened.device.type
-            key = f"{kind}-{fingerprint(opened.encoder, opened.scale, loader.dataset.source, *settings)}"  # type: ignore[attr-defined]
+            key = fingerprint(opened.encoder, opened.scale, loader.dataset.source, *settings)  # type: ignore[attr-defined]
+            file = cache / f"{kind}-{key}.safetensors"
         with autocast(opened.precision, opened.device):
             progress = f"{title} images" if is_first_process() else None
-            parts.append(cached(cache, key, partial(extract, compute, loader, opened.device, progress)))
+            parts.append(extract(compute, loader, opened.device, progress, file))
     return parts
 
 

@@ -64,6 +64,8 @@ def read_predictions(path: Path) -> "pd.DataFrame":
     if missing := [column for column in ("file", "label", "predicted") if column not in rows]:
         raise InputError(f"{path} has no column {missing[0]!r}: give the file that bamboo predict writes")
     rows = rows[rows["label"] != ""]
+    if (rows["predicted"] == "").any():
+        raise InputError(f"{path}: the row of {rows['file'][rows['predicted'] == ''].iloc[0]!r} has no prediction")
     if rows.empty:
         raise InputError(f"{path} has no labels to score by")
     return rows.reset_index(drop=True)
@@ -109,9 +111,13 @@ def real_accuracy(rows: "pd.DataFrame", path: Path) -> tuple[float, int]:
     """
     from bamboo.files import read_json
 
-    labels = read_json(path)
-    classes = sorted_names(rows["label"])
-    if not isinstance(labels, list) or max((max(each) for each in labels if each), default=0) >= len(classes):
+    labels, classes = read_json(path), sorted_names(rows["label"])
+    if not all(re.fullmatch(r"n\d{8}|\d+", name) for name in classes):
+        raise InputError(
+            f"{path} numbers ImageNet's classes, and {classes[0]!r} is neither n and eight digits nor a number"
+        )
+    entries = [number for each in labels for number in each] if _is_lists(labels) else [-1]
+    if not all(type(number) is int and 0 <= number < len(classes) for number in entries):
         raise InputError(f"{path} is no list of classes below {len(classes)}, which the predictions have, by image")
     right = []
     for file, predicted in zip(rows["file"], rows["predicted"], strict=True):
@@ -123,6 +129,10 @@ def real_accuracy(rows: "pd.DataFrame", path: Path) -> tuple[float, int]:
     if not right:
         raise InputError(f"{path} has no label for any of these images")
     return sum(right) / len(right), len(right)
+
+
+def _is_lists(labels: object) -> bool:
+    return isinstance(labels, list) and all(isinstance(each, list) for each in labels)
 
 
 def _figure(matrix: "pd.DataFrame") -> "Figure":

@@ -88,6 +88,8 @@ class ImageFolder(ImageData):
     ):
         super().__init__(**kwargs)
         self.class_map = class_map
+        if class_map and predict_root:
+            raise InputError("class_map says what the classes of root are: give the images to predict as root")
         self.root, self.val_fraction, self.val_labels, self.predict_root = root, val_fraction, val_labels, predict_root
         if not 0 < val_fraction < 1:
             raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")

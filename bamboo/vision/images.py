@@ -181,11 +181,14 @@ def digest(*parts: object) -> bytes:
 
 
 def file_stamps(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """Whole path, size and time of change of each file; raises `Unreadable` for one that is not there."""
-    try:
-        return [(os.path.abspath(path), (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]  # noqa: PTH100, PTH116
-    except OSError as error:
-        raise Unreadable(f"{error.filename} is missing or cannot be read") from error
+    """Whole path, size and time of change of each file, -1 where it is not there."""
+    stamps = []
+    for path in paths:
+        size, changed = -1, -1
+        with suppress(OSError):
+            size, changed = (stat := os.stat(path)).st_size, stat.st_mtime_ns  # noqa: PTH116, several times as fast
+        stamps.append((os.path.abspath(path), size, changed))  # noqa: PTH100, likewise
+    return stamps
 
 
 def class_subset(source: Source, fraction: float = 1.0, shots: int | None = None, seed: int = 0) -> Source:

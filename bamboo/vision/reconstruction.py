@@ -105,6 +105,8 @@ class ReconstructionPanel(Callback):
     def _draw(self, trainer: Trainer, module: Any) -> None:
         _, loader = trainer.datamodule.probe_loaders(self.images)  # type: ignore[attr-defined]
         images = next(iter(loader))["image"][: self.images].to(module.device)
+        if not len(images):  # none of these can be read
+            return
         with trainer.precision_plugin.forward_context():
             pictures = reconstruct(module.mae, module.pixels, images, module.seed)
         log_dir = trainer.log_dir  # all processes must ask for it

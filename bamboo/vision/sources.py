@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bamboo.errors import InputError, unknown
 from bamboo.locations import parse_location
@@ -87,10 +88,17 @@ def all_images(text: str, in_chans: int, classes: Sequence[str]) -> Source:
     else:
         splits = open_source(text, in_chans)
         source = splits.train if splits.val is None else splits.val
-    if source.classes:
-        numbers = [classes.index(name) if name in classes else -1 for name in source.classes]
-        source.labels = np.array([*numbers, -1], np.int64)[source.labels]
+    source.labels = number_labels(source, classes)
     return source
+
+
+def number_labels(source: Source, classes: Sequence[str]) -> NDArray[np.int64]:
+    """The label of each image as a place in `classes`, -1 for none: by name, or as it is where the source has no names."""
+    if not source.classes and not all(name.isdecimal() for name in classes):
+        return source.labels
+    names = source.classes or tuple(map(str, range(source.labels.max() + 1)))
+    places = {name: place for place, name in enumerate(classes)}
+    return np.array([*(places.get(name, -1) for name in names), -1], np.int64)[source.labels]
 
 
 def locate(text: str) -> tuple[str, str, Options]:

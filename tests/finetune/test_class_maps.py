@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_score
 
 from bamboo.cli import main
@@ -17,6 +19,9 @@ from bamboo.finetune.building import mapped_classes
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.scoring import read_predictions, real_accuracy, sorted_names, worst
 from bamboo.vision.data import ImageFolder
+from bamboo.vision.folders import scan_source
+from bamboo.vision.images import Arrays
+from bamboo.vision.sources import number_labels
 from bamboo.vision.views import evaluation_view
 from tests.finetune.folders import NAMES, write_classes
 from tests.finetune.runs import run
@@ -119,13 +124,83 @@ def test_without_a_map_other_classes_are_refused_and_with_one_nothing_is_trained
     assert "class_map is for data to validate or predict on" in capsys.readouterr().err
 
 
+def test_names_without_images_do_not_compete(tmp_path, capsys):
+    source = scan_source(Path("part"), 1)
+    images = [{"bytes": Path(source.name(number)).read_bytes()} for number in range(len(source))]
+    labels = [NAMES.index(source.classes[label]) for label in source.labels]
+    kinds = Features({"image": Image(), "label": ClassLabel(names=list(NAMES))})
+    Dataset.from_dict({"image": images, "label": labels}, kinds).save_to_disk(tmp_path / "saved")
+    results = []
+    for root in ("part", str(tmp_path / "saved")):
+        assert call("validate", root, "--data.init_args.class_map", "name") == 0
+        output = capsys.readouterr().out
+        assert "4 classes of the data are 4 of the model's 10; no other competes\n" in output
+        results.append(re.findall(r"val/(loss|top1) .*?([\d.]+)", output))
+    assert results[0] == results[1]
+    assert len(results[0]) == 2
+
+
+def test_images_without_labels_cannot_be_validated_on(tmp_path, capsys):
+    source = scan_source(Path("part"), 1)
+    images = [{"bytes": Path(source.name(number)).read_bytes()} for number in range(len(source))]
+    labels = [-1, *source.labels.tolist()[1:]]
+    Dataset.from_dict(
+        {"image": images, "label": labels}, Features({"image": Image(), "label": Value("int64")})
+    ).save_to_disk(tmp_path / "saved")
+    assert call("validate", str(tmp_path / "saved"), "--data.init_args.class_map", "number") == 2
+    assert f"1 of {len(source)} images to validate on have no label" in capsys.readouterr().err
+
+
+def test_a_head_that_was_never_trained_is_not_scored(capsys):
+    for verb in ("validate", "predict"):
+        words = [*FOLDER, "--data.init_args.root", "digits", "--model.init_args.encoder", CHECKPOINT]
+        assert run(verb, *words) == 2
+        assert "the head of this classifier is untrained: give its checkpoint as --ckpt_path" in capsys.readouterr().err
+
+
+def test_a_classifier_that_has_diverged_has_no_score(tmp_path, capsys):
+    content = torch.load(CHECKPOINT, weights_only=True)
+    content["state_dict"]["model.head.weight"][3] = torch.nan
+    torch.save(content, tmp_path / "nan.ckpt")
+    for verb in ("validate", "predict"):
+        words = [*FOLDER, "--data.init_args.root", "part", "--data.init_args.class_map", "name"]
+        assert run(verb, *words, "--ckpt_path", str(tmp_path / "nan.ckpt")) == 2
+        assert "answers are not finite: its weights have diverged" in capsys.readouterr().err
+
+
+def test_an_exported_model_is_no_checkpoint_of_a_run(tmp_path, capsys):
+    assert main(["export", CHECKPOINT, "--out", str(tmp_path)]) == 0
+    words = [*FOLDER, "--data.init_args.root", "digits", "--ckpt_path", str(tmp_path / "model.safetensors")]
+    assert run("validate", *words) == 2
+    assert "is no checkpoint of a run: it holds a model alone" in capsys.readouterr().err
+
+
+def test_a_map_and_another_folder_to_predict_are_refused(capsys):
+    assert call("predict", "digits", "--data.init_args.class_map", "name", "--data.init_args.predict_root", "part") == 2
+    assert "class_map says what the classes of root are" in capsys.readouterr().err
+
+
+def test_labels_of_a_predicted_source_that_are_numbers_go_by_value():
+    classes = ["0", "1", "10", "2"]  # as folders are sorted
+    source = Arrays(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), np.array([2, 10, 1, 3]))
+    assert number_labels(source, classes).tolist() == [3, 2, 1, -1]
+    assert number_labels(source, ["a", "b"]).tolist() == [2, 10, 1, 3]
+    source.classes = tuple(f"c{number}" for number in range(11))
+    assert number_labels(source, ["c10", "c2"]).tolist() == [1, 0, -1, -1]
+
+
 def test_the_lines_of_a_map_may_be_separated_by_commas_tabs_or_blanks(tmp_path):
-    (tmp_path / "map.txt").write_text("a,one,first\nb\ttwo\nc three\n\nd, four\n")
+    lines = ["\ufeffa,one,first", "b\ttwo", "c three", "", "d, four", '"e, e",two', "great e\tone", "a,one"]
+    (tmp_path / "map.txt").write_text("\r\n".join(lines), encoding="utf-8", newline="")
     model = ["two", "one", "four", "three"]
-    assert mapped_classes(model, ["a", "b", "c", "d"], str(tmp_path / "map.txt")) == [1, 0, 3, 2]
+    found = mapped_classes(model, ["a", "b", "c", "d", "e, e", "great e"], str(tmp_path / "map.txt"))
+    assert found == [1, 0, 3, 2, 0, 1]
     with pytest.raises(InputError, match="1 of 2 classes of the data have no place among the 4 of the model: 'e'"):
         mapped_classes(model, ["a", "e"], str(tmp_path / "map.txt"))
-    assert mapped_classes(["c0", "c1", "c2"], ["2", "0"], "number") == [2, 0]
+    (tmp_path / "twice.txt").write_text("a,one\nb,two\na,two\n")
+    with pytest.raises(InputError, match="class 'a' stands there twice, as 'one' and 'two'"):
+        mapped_classes(model, ["a"], str(tmp_path / "twice.txt"))
+    assert mapped_classes(["c0", "c1", "c2"], ["2", "0", "001"], "number") == [2, 0, 1]
     with pytest.raises(InputError, match="'3'"):
         mapped_classes(["c0", "c1", "c2"], ["0", "3"], "number")
 
@@ -174,11 +249,12 @@ def write_predictions(path, rows):
 
 
 def test_reassessed_labels_are_those_of_the_number_in_the_name_and_none_does_not_count(tmp_path):
+    a, b, c = "n01440764", "n01443537", "n01484850"
     rows = [
-        ("val/a/IMG_val_00000002.JPEG", "a", "b"),
-        ("val/b/IMG_val_00000001.JPEG", "b", "b"),
-        ("val/c/IMG_val_00000004.JPEG", "c", "a"),
-        ("val/c/IMG_val_00000003.JPEG", "c", "c"),
+        ("val/a/IMG_val_00000002.JPEG", a, b),
+        ("val/b/IMG_val_00000001.JPEG", b, b),
+        ("val/c/IMG_val_00000004.JPEG", c, a),
+        ("val/c/IMG_val_00000003.JPEG", c, c),
     ]
     predictions = read_predictions(write_predictions(tmp_path / "predictions.csv", rows))
     (tmp_path / "real.json").write_text(json.dumps([[0, 2], [0, 1], [], [2, 0]]))
@@ -186,12 +262,18 @@ def test_reassessed_labels_are_those_of_the_number_in_the_name_and_none_does_not
     for labels, message in (
         ([[0]], "its name does not end in the number of one of 1 images"),
         ([[3], [0], [0], [0]], "is no list of classes below 3"),
+        ([[-1], [0], [0], [0]], "is no list of classes"),
+        ([[0.0], [0], [0], [0]], "is no list of classes"),
+        ([0, 1, 2, 0], "is no list of classes"),
         ({"a": 1}, "is no list of classes"),
         ([[], [], [], []], "has no label for any of these images"),
     ):
         (tmp_path / "real.json").write_text(json.dumps(labels))
         with pytest.raises(InputError, match=message):
             real_accuracy(predictions, tmp_path / "real.json")
+    words = predictions.replace({a: "tench", b: "goldfish", c: "shark"})  # whose order is another one
+    with pytest.raises(InputError, match="numbers ImageNet's classes, and 'goldfish' is neither"):
+        real_accuracy(words, tmp_path / "real.json")
 
 
 def test_classes_that_are_numbers_are_in_their_order():
@@ -211,6 +293,7 @@ def test_labels_that_no_answer_has_are_named(capsys, tmp_path):
         ("", "cannot be read"),
         ("a,b\n1,2\n", "has no column 'file'"),
         ("file,label,predicted\nx,,y\n", "has no labels to score by"),
+        ("file,label,predicted\nx,a\n", "the row of 'x' has no prediction"),
     ],
 )
 def test_what_is_no_file_of_predictions_is_one_line(content, message, capsys, tmp_path):

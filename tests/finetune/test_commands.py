@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from bamboo.checkpoints import load_encoder, pixel_scale
 from bamboo.cli import main
-from bamboo.finetune.features import fingerprint
+from bamboo.errors import InputError
+from bamboo.finetune.features import extract, fingerprint
 from bamboo.precision import autocast
 from bamboo.shapes import Patches, Shape
 from bamboo.vision.data import ImageFolder
@@ -165,12 +167,71 @@ def test_what_features_follow_from_is_in_their_name():
     assert len({name(), *others}) == 7
 
 
-def test_a_cache_that_is_damaged_is_named(capsys, tmp_path):
+def test_a_file_of_the_cache_that_is_damaged_is_made_anew(seen, capsys, tmp_path):
     assert knn("--cache", str(tmp_path)) == 0
+    expected = numbers(capsys.readouterr().out)
     path = next(tmp_path.iterdir())
-    path.write_bytes(path.read_bytes()[:100])
-    assert knn("--cache", str(tmp_path)) == 2
-    assert f"{path} is cut short" in capsys.readouterr().err
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    seen.clear()
+    assert knn("--cache", str(tmp_path)) == 0
+    assert numbers(capsys.readouterr().out) == expected
+    assert sum(count for count, _ in seen) in (31, 60)
+    assert path.read_bytes() == content
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_images_that_cannot_be_read_are_said_and_an_incomplete_pass_is_not_kept(capsys, tmp_path):
+    shutil.copytree("images", tmp_path / "images")
+    paths = sorted((tmp_path / "images/val").rglob("*.png"))
+    whole = paths[3].read_bytes(), paths[3].stat()
+    paths[3].write_bytes(bytes(len(whole[0])))
+    words = ["knn", "mae.ckpt", "--data", str(tmp_path / "images"), "--cache", str(tmp_path / "cache")]
+    assert main(words) == 0
+    output = capsys.readouterr().out
+    assert f"1 images cannot be read and are left out, the first is {paths[3]}\n" in output
+    assert "nearest neighbours of 30 images among 60\n" in output
+    paths[3].write_bytes(whole[0])
+    os.utime(paths[3], ns=(whole[1].st_atime_ns, whole[1].st_mtime_ns))
+    assert main(words) == 0
+    assert "nearest neighbours of 31 images among 60\n" in capsys.readouterr().out
+
+
+def test_an_encoder_that_has_diverged_has_no_score(capsys, tmp_path):
+    content = torch.load("mae.ckpt", weights_only=True)
+    content["state_dict"]["mae.encoder.blocks.1.mlp.fc2.bias"][3] = torch.nan
+    torch.save(content, tmp_path / "nan.ckpt")
+    for words in (["knn"], ["probe", "--out", str(tmp_path)]):
+        assert main([words[0], str(tmp_path / "nan.ckpt"), "--data", "images", *words[1:]]) == 2
+        assert "not finite: the encoder has diverged" in capsys.readouterr().err
+
+
+def test_images_without_a_label_have_no_say():
+    def batch(start):
+        number = torch.arange(start, start + 4)
+        return {"image": number.float()[:, None], "label": torch.where(number % 3 == 1, -1, number), "index": number}
+
+    features = extract(lambda images: {"mean": images}, [batch(4), batch(0)], torch.device("cpu"))
+    assert features["label"].tolist() == [0, 2, 3, 5, 6]
+    assert features["mean"].flatten().tolist() == [0, 2, 3, 5, 6]
+    nothing = {**batch(0), "label": torch.full((4,), -1)}
+    with pytest.raises(InputError, match="none of the images has a label"):
+        extract(lambda images: {"mean": images}, [nothing], torch.device("cpu"))
+
+
+def test_a_place_that_takes_no_files_is_seen_before_anything_runs(seen, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert knn("--cache", str(tmp_path / "file")) == 2
+    assert f"cannot write into {tmp_path / 'file'}" in capsys.readouterr().err
+    assert main(["probe", "mae.ckpt", "--data", "images", "--out", str(tmp_path / "file")]) == 2
+    assert f"cannot write into {tmp_path / 'file'}" in capsys.readouterr().err
+    assert not seen
 
 
 def test_the_device_decides_unless_the_person_does():
@@ -183,7 +244,9 @@ def test_the_device_decides_unless_the_person_does():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--k", "0"], "k must be at least 1, got 0"),
+        (["--k", "0"], "k and samples must be at least 1, got 0"),
+        (["--samples", "0"], "k and samples must be at least 1, got 20 and 0"),
+        (["--samples", "-3"], "k and samples must be at least 1, got 20 and -3"),
         (["--k", "few"], "k: expected int, got few"),
         (["--features", "max"], "features: expected one of"),
         (["--precision", "16"], "precision: expected one of"),
@@ -211,7 +274,14 @@ def test_the_rate_of_a_layer_is_in_the_table_and_in_what_is_printed(capsys, tmp_
     layer, chosen = re.search(r"best at layer (\d) of 2, lr (\S+), on held-out", capsys.readouterr().out).groups()
     assert table[int(layer)]["lr"] == chosen == "0.03"
     assert main([*words, str(tmp_path), "--lr", "0"]) == 2
-    assert "lr and epochs must be positive" in capsys.readouterr().err
+    assert "lr, epochs and samples must be positive" in capsys.readouterr().err
+    assert main([*words, str(tmp_path), "--samples", "9"]) == 2
+    assert "9 training images are too few for a probe: give 10 or more" in capsys.readouterr().err
+
+
+def test_no_more_than_all_training_images_vote(capsys):
+    assert knn("--k", "20", "1000") == 0
+    assert [k for _, k in numbers(capsys.readouterr().out)] == [20, 60]
 
 
 def everywhere(*words):

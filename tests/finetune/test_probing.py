@@ -77,7 +77,7 @@ def split(monkeypatch):
     """`misleading` in place of the features of an encoder of two blocks."""
     parts = {name: part._replace(normed=part.features[1]) for name, part in misleading().items()}
 
-    def extracted(compute, loader, device, progress=None):
+    def extracted(compute, loader, device, progress=None, file=None):
         part = parts[loader]
         stream, similarity = part.features.transpose(0, 1), torch.zeros(400, 3)
         return {"stream": stream, "label": part.labels, "similarity": similarity, "normed": part.normed}
