@@ -93,7 +93,7 @@ def all_images(text: str, in_chans: int, classes: Sequence[str]) -> Source:
 
 
 def number_labels(source: Source, classes: Sequence[str]) -> NDArray[np.int64]:
-    """The label of each image as a place in `classes`, -1 for none: by name, or as it is where the source has no names."""
+    """Labels of a source as places in `classes`, -1 for none: by name, or as they are where the source has no names."""
     if not source.classes and not all(name.isdecimal() for name in classes):
         return source.labels
     names = source.classes or tuple(map(str, range(source.labels.max() + 1)))
