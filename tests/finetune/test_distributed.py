@@ -20,7 +20,9 @@ def test_every_sample_counts_once_on_two_processes(tmp_path):
     def module():
         torch.manual_seed(0)
         sizes = {"shape": {"depth": 2, "width": 32, "heads": 2}, "image_size": 16, "patch_size": 4, "in_chans": 1}
-        return Classifier(10, "scratch", **sizes, head_init_std=0.5)
+        classifier = Classifier(10, "scratch", **sizes)
+        torch.nn.init.normal_(classifier.model.head.weight, std=0.5)  # for one that was never trained is refused
+        return classifier
 
     def trainer(devices, **options):
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
