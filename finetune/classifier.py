@@ -228,7 +228,7 @@ class Classifier(TrainingModule):
         """
         logits: Tensor = self(images)
         if not logits.isfinite().all():
-            raise Diverged("the classifier's answers are not finite: its weights have diverged")
+            raise Diverged("the answers of the classifier are not finite: its weights have diverged")
         if self._absent is None:
             return logits
         self._absent = self._absent.to(logits.device)

@@ -165,7 +165,7 @@ def test_a_classifier_that_has_diverged_has_no_score(tmp_path, capsys):
     for verb in ("validate", "predict"):
         words = [*FOLDER, "--data.init_args.root", "part", "--data.init_args.class_map", "name"]
         assert run(verb, *words, "--ckpt_path", str(tmp_path / "nan.ckpt")) == 2
-        assert "answers are not finite: its weights have diverged" in capsys.readouterr().err
+        assert "answers of the classifier are not finite: its weights have diverged" in capsys.readouterr().err
 
 
 def test_an_exported_model_is_no_checkpoint_of_a_run(tmp_path, capsys):
