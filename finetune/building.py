@@ -84,19 +84,19 @@ def mapped_classes(model: Sequence[str], data: Sequence[str], class_map: str) ->
     """
     places = {name: place for place, name in enumerate(model)}
     if class_map == "name":
-        found = {name: places.get(name) for name in data}
+        place_of = {name: places.get(name) for name in data}
     elif class_map == "number":
-        found = {name: int(name) if name.isdecimal() and int(name) < len(model) else None for name in data}
+        place_of = {name: int(name) if name.isdecimal() and int(name) < len(model) else None for name in data}
     else:
         names = _read_class_map(Path(class_map))
-        found = {name: places.get(names.get(name, "")) for name in data}
-    missing = [name for name in data if found[name] is None]
+        place_of = {name: places.get(names.get(name, "")) for name in data}
+    missing = [name for name in data if place_of[name] is None]
     if missing:
         raise InputError(
             f"class_map {class_map}: {len(missing)} of {len(data)} classes of the data have no place among the "
             f"{len(model)} of the model: {', '.join(map(repr, missing[:3]))}"
         )
-    return [place for place in found.values() if place is not None]
+    return [place for place in place_of.values() if place is not None]
 
 
 def _read_class_map(path: Path) -> dict[str, str]:
@@ -110,9 +110,11 @@ def _read_class_map(path: Path) -> dict[str, str]:
         fields = line.split("\t")
         if len(fields) == 1:
             fields = next(csv.reader([line], skipinitialspace=True)) if "," in line else line.split()
-        own, other, *_ = [*(field.strip() for field in fields), ""]
-        if names.setdefault(own, other) != other:
-            raise InputError(f"class_map {path}: class {own!r} stands there twice, as {names[own]!r} and {other!r}")
+        data_name, model_name, *_ = [*(field.strip() for field in fields), ""]
+        if names.setdefault(data_name, model_name) != model_name:
+            raise InputError(
+                f"class_map {path}: class {data_name!r} stands there twice, as {names[data_name]!r} and {model_name!r}"
+            )
     return names
 
 

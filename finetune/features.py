@@ -72,7 +72,7 @@ def extract(
             features = compute(batch["image"].to(device, non_blocking=True))
             for name, value in {**features, "label": batch["label"], "index": batch["index"]}.items():
                 rows[name].append(value.cpu())
-    own = {name: torch.cat(values) for name, values in rows.items()}
+    own = {name: torch.cat(rows.pop(name)) for name in list(rows)}
     parts, missing = zip(*of_all_processes((own, skipped)), strict=True)
     whole = _together([part for part in parts if part], [path for paths in missing for path in paths])
     if file and is_first_process() and not any(missing):
@@ -96,7 +96,7 @@ def _together(parts: Sequence[Features], missing: Sequence[str]) -> Features:
         print(f"{len(missing)} images cannot be read and are left out, the first is {missing[0]}")
     if not parts:
         raise InputError("none of the images can be read")
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole = {name: torch.cat([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
     order = whole.pop("index").argsort()
     order = order[whole["label"][order] >= 0]
     if not len(order):

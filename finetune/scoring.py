@@ -47,9 +47,9 @@ def score(predictions: Path, *, out: Path, real: Path | None = None, top: int = 
     path = write_text(out / "confusion.csv", matrix.to_csv())
     paths = [path, *save_figure(_figure(matrix), out / "confusion")]
     print(f"{len(rows)} images of {len(classes)} classes: {', '.join(lines)}")
-    most = worst(matrix, top)
-    if most:
-        print(table([("label", "predicted", "images", "of the label"), *most]))
+    mistakes = worst(matrix, top)
+    if mistakes:
+        print(table([("label", "predicted", "images", "of the label"), *mistakes]))
     print(*(f"wrote {path}" for path in paths), sep="\n")
 
 
@@ -91,13 +91,13 @@ def worst(matrix: "pd.DataFrame", top: int) -> list[tuple[str, ...]]:
     counts = matrix.to_numpy(copy=True)
     totals = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
-    found: list[tuple[str, ...]] = []
+    mistakes: list[tuple[str, ...]] = []
     for place in np.argsort(-counts, axis=None, kind="stable")[:top]:
         label, predicted = divmod(int(place), len(matrix))
         if count := int(counts[label, predicted]):
             names = str(matrix.index[label]), str(matrix.columns[predicted])
-            found.append((*names, str(count), f"{count / totals[label]:.1%}"))
-    return found
+            mistakes.append((*names, str(count), f"{count / totals[label]:.1%}"))
+    return mistakes
 
 
 def real_accuracy(rows: "pd.DataFrame", path: Path) -> tuple[float, int]:
