@@ -26,7 +26,8 @@ from bamboo.vision.image_data import ImageData
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.views import seed_streams
 
-from .building import SCRATCH, ImageSize, class_order, learning_rates, make_encoder, mapped_classes
+from .building import SCRATCH, ImageSize, learning_rates, make_encoder
+from .classes import class_order, mapped_classes
 
 FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))
 """What He et al. 2022 fine-tune ViT-B with."""

@@ -70,7 +70,7 @@ class ImageFolder(ImageData):
             name or the number of the class folder; commas, tabs or blanks between them, what follows is not read.
         class_map: how the classes of another data set, to validate or predict on alone, are found among a checkpoint's:
             `name` or `number`, which they may be called by, or a text file of both names; see
-            `bamboo.finetune.building.mapped_classes`. Only these classes compete then. All images of a source without
+            `bamboo.finetune.classes.mapped_classes`. Only these classes compete then. All images of a source without
             validation images of its own are evaluated on.
         predict_root: SOURCE of images that `predict` runs over, with or without classes; by default those to validate
             on.

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_sco
 
 from bamboo.cli import main
 from bamboo.errors import InputError
-from bamboo.finetune.building import mapped_classes
+from bamboo.finetune.classes import mapped_classes
 from bamboo.finetune.classifier import Classifier
 from bamboo.finetune.scoring import read_predictions, real_accuracy, sorted_names, worst
 from bamboo.vision.data import ImageFolder

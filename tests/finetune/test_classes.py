@@ -9,7 +9,7 @@ import torch
 from lightning import Trainer
 
 from bamboo.errors import InputError
-from bamboo.finetune.building import class_order
+from bamboo.finetune.classes import class_order
 from bamboo.finetune.classifier import Classifier
 from bamboo.vision.data import ImageFolder
 from tests.finetune.folders import NAMES, write_classes
