@@ -1,7 +1,7 @@
 """The Lightning module that trains by a recipe, whatever the task."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bamboo.clock import Clock, find_timer
-from bamboo.compiling import compile_in_training
+from bamboo.compiling import Compile, Graphed, compile_in_training
 from bamboo.errors import InputError
 from bamboo.optimizers import build_optimizer, unscales
 from bamboo.recipes import Recipe, accumulation, scaled_lr, scheduled_lr
@@ -46,7 +46,8 @@ class TrainingModule(LightningModule):
     """
 
     seed: int
-    compile_blocks = False
+    compile_blocks: Compile = False
+    _graphed: Graphed | None = None
 
     def __init__(self, recipe: Recipe | Mapping[str, Any]) -> None:
         super().__init__()
@@ -58,8 +59,16 @@ class TrainingModule(LightningModule):
 
     def compile_on_gpu(self, blocks: Iterable[nn.Module]) -> None:
         """Compile blocks in place where `compile_blocks` asks for it and there is a GPU."""
-        if self.compile_blocks and self.trainer.strategy.root_device.type == "cuda":
+        if self.compile_blocks is True and self.trainer.strategy.root_device.type == "cuda":
             compile_in_training(blocks)
+
+    def run(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        """A function of tensors and the weights, which training on a GPU replays where `compile_blocks` is `graphs`."""
+        if not (self.compile_blocks == "graphs" and self.training and torch.is_grad_enabled() and tensors[0].is_cuda):
+            return function(*tensors)
+        if self._graphed is None:
+            self._graphed = Graphed(function, self)
+        return self._graphed(*tensors)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one step. The host waits for the device at the steps that are logged alone.
@@ -120,6 +129,20 @@ class TrainingModule(LightningModule):
             self.trainer.accumulate_grad_batches = accumulation(
                 self.recipe.effective_batch, self._batch_size(), self.trainer.world_size, configured
             )
+        if self.compile_blocks == "graphs" and self.trainer.strategy.root_device.type == "cuda":
+            self._check_graphs()
+
+    def _check_graphs(self) -> None:
+        """Raise `InputError` for what a captured pass would get wrong."""
+        in_the_way = {
+            "several processes": self.trainer.world_size > 1,
+            "accumulated batches": self.trainer.accumulate_grad_batches > 1,
+            "gradient checkpointing": self.hparams.get("grad_checkpointing"),
+            "mixed precision": "mixed" in str(self.trainer.precision),
+            "batch norm": any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.modules()),
+        }
+        for name in (name for name, there in in_the_way.items() if there):
+            raise InputError(f"model.init_args.compile graphs does not go with {name}: set compile to true or false")
 
     def on_train_start(self) -> None:
         """Fix the schedule, which depends on the data and the devices. Raises `InputError` for a run without an end."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from bamboo.compiling import Compile
 from bamboo.errors import Diverged, InputError
 from bamboo.optimizers import layer_decay_groups
 from bamboo.recipes import Recipe
@@ -63,7 +64,7 @@ class Classifier(TrainingModule):
         mean: mean of each channel on a scale of 0 to 1; by default as in the encoder.
         std: standard deviation of each channel, likewise.
         layer_norm_eps: epsilon of every LayerNorm; by default as in the encoder.
-        compile: compile each block where there is a GPU.
+        compile: compile each block where there is a GPU; or `graphs`, see `bamboo.compiling.Compile`.
         grad_checkpointing: trade a second forward pass of the blocks for their memory.
         init: how fresh weights are drawn, as for the masked autoencoder.
         layer_scale: as for the masked autoencoder; a pretrained encoder keeps what it has, and must agree.
@@ -96,7 +97,7 @@ class Classifier(TrainingModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         layer_norm_eps: float | None = None,
-        compile: bool = False,
+        compile: Compile = False,
         grad_checkpointing: bool = False,
         init: Init = "mae",
         layer_scale: float | None = None,
@@ -243,11 +244,15 @@ class Classifier(TrainingModule):
                 f"the data gives images of (channels, height, width) {tuple(images.shape[1:])} and the model expects "
                 f"{expected}: set image_size and in_chans alike under data.init_args and model.init_args"
             )
-        images = self.pixels(images)
+        logits: Tensor = self.run(self._logits, self.pixels(images))
+        return logits.float()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of standardised images."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             features = encode(self.model, images)
         logits: Tensor = self.model.forward_head(features)
-        return logits.float()
+        return logits
 
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of a batch; in training of mixed images against mixed and smoothed labels."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, PreTrainedConfig
 
+from bamboo.compiling import Compile
 from bamboo.errors import InputError
 from bamboo.files import read_file
 from bamboo.recipes import Recipe
@@ -37,7 +38,7 @@ class MLMPretraining(TextModule):
         mask_ratio: share of a block's tokens to predict, the same number in every block.
         whole_words: mask all pieces of a word or none.
         within_documents: let attention stay within a document, as if each were a sequence of its own.
-        compile: compile each block where there is a GPU.
+        compile: compile each block where there is a GPU; or `graphs`, see `bamboo.compiling.Compile`.
         grad_checkpointing: trade a second forward pass of the blocks for their memory.
         init_from: weights to start from: a checkpoint of this class, or a Hugging Face folder, `hf:NAME`. Vocabulary,
             positions and norms are then those of the source. It is read once, and not by a run that `--ckpt_path`
@@ -60,7 +61,7 @@ class MLMPretraining(TextModule):
         mask_ratio: float = 0.15,
         whole_words: bool = False,
         within_documents: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         grad_checkpointing: bool = False,
         init_from: str | Path | None = None,
         stack: Stack | None = None,
@@ -138,7 +139,9 @@ class MLMPretraining(TextModule):
     def guess(self, batch: Mapping[str, Any], masked: Masked) -> Guesses:
         """What the model makes of a masked batch."""
         documents = documents_of(batch["input_ids"], self.ids["sep"]) if self.within_documents else None
-        return guess(self.model, masked, documents)
+        tensors = masked if documents is None else (*masked, documents)
+        guesses: Guesses = self.run(lambda *parts: guess(self.model, Masked(*parts[:3]), *parts[3:]), *tensors)
+        return guesses
 
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of blocks (B, T), and the share of masked tokens guessed right."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
 from bamboo.checkpoints.starting import start
+from bamboo.compiling import Compile
 from bamboo.errors import InputError
 from bamboo.recipes import Recipe
 from bamboo.stacking import Stack
@@ -31,7 +32,7 @@ class MAEPretraining(TrainingModule):
         mean: mean of each channel on a scale of 0 to 1, for standardising; by default as in the weights that training
             starts from, else ImageNet's for three channels.
         std: standard deviation of each channel, likewise.
-        compile: compile each block where there is a GPU.
+        compile: compile each block where there is a GPU; or `graphs`, see `bamboo.compiling.Compile`.
         grad_checkpointing: trade a second forward pass of the encoder's blocks for their memory.
         init_from: weights to start from: anything that `bamboo.checkpoints.load_encoder` reads. They are read once, and
             not by a run that `--ckpt_path` resumes: its checkpoint holds all that there is of the model.
@@ -48,7 +49,7 @@ class MAEPretraining(TrainingModule):
         seed: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        compile: bool = False,
+        compile: Compile = False,
         grad_checkpointing: bool = False,
         init_from: str | Path | None = None,
         stack: Stack | None = None,
@@ -82,7 +83,7 @@ class MAEPretraining(TrainingModule):
         shape, epoch = (len(images), self.mae.encoder.patch_embed.num_patches), self.current_epoch
         noise = self.noise(shape, stage, epoch if stage == "train" else 0, batch_idx)
         skipped = {"skipped_images": torch.tensor(float(len(batch["skipped"])))} if batch.get("skipped") else {}
-        return self.mae(images, noise).loss, skipped
+        return self.run(lambda *tensors: self.mae(*tensors).loss, images, noise), skipped
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Reconstruction loss under masks that are the same in every epoch; every sample counts once."""
