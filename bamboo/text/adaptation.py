@@ -39,8 +39,9 @@ class Dape(nn.Module):
 class DapeV2(nn.Module):
     """Two convolutions of kernel 3 over the keys, heads as channels: 2 heads, 32, heads (Zheng et al. 2024, DAPE V2).
 
-    What a query does not see, keys of the future, of other documents and padding, is zero before the first of them, so
-    that nothing leaks from there.
+    What a query does not see, keys of the future, of other documents and padding, is zero before each of them. So
+    nothing leaks from there, and a text is read alike alone, in a block, padded, and with a cache of keys. (The
+    published code masks before the first alone: the last key then reads hidden units of the next, which a cache lacks.)
     """
 
     def __init__(self, heads: int, has_bias: bool) -> None:
@@ -50,12 +51,14 @@ class DapeV2(nn.Module):
 
     def forward(self, scores: Tensor, bias: Tensor | None, seen: Tensor | None) -> Tensor:
         """As of `Dape`; `seen` says which keys a query sees, (queries, keys) or (B, 1, queries, keys), or all."""
-        pairs = _beside(scores, bias)
-        if seen is not None:
-            pairs = pairs.masked_fill(~seen, 0.0)
-        pairs = pairs.contiguous(memory_format=torch.channels_last)  # which CPUs convolve twice as fast
-        added: Tensor = self.outer(F.leaky_relu_(self.inner(pairs)))
+        pairs = _seen_alone(_beside(scores, bias), seen).contiguous(memory_format=torch.channels_last)
+        added: Tensor = self.outer(_seen_alone(F.leaky_relu_(self.inner(pairs)), seen))
         return added
+
+
+def _seen_alone(channels: Tensor, seen: Tensor | None) -> Tensor:
+    """Channels (B, any, queries, keys) that are zero where a query does not see a key."""
+    return channels if seen is None else channels.masked_fill(~seen, 0.0)
 
 
 def _beside(scores: Tensor, bias: Tensor | None) -> Tensor:
