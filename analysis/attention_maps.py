@@ -130,7 +130,7 @@ class _Watch:
             if len(logits) != 1:
                 raise InputError(
                     f"{kind} of block {layer} makes {len(logits)} calls of scaled_dot_product_attention where one is "
-                    "expected: its attention cannot be measured"
+                    "expected: its attention cannot be measured, so leave its measures out"
                 )
             maps = logits[0].softmax(-1)
             maps = core.rescale(maps).detach() if isinstance(core, AttnScale) else maps

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from bamboo.text.adaptation import Adaptive, build_adaptation
+from bamboo.text.adaptation import WIDTH, Adaptive, build_adaptation
 from bamboo.text.positions import IMPLEMENTATION, NoPositions, Positions, build_bias, rotate
 
 LONGEST_WHOLE = 1024
@@ -152,6 +152,19 @@ def trained_length(config: PreTrainedConfig) -> int:
     """What `build_config` calls `max_positions`: RoBERTa's start behind the number of its padding token."""
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     return int(config.max_position_embeddings) - offset
+
+
+def adaptation_flops(config: PreTrainedConfig, length: int) -> int:
+    """Forward FLOPs, of all blocks over one sequence, of adapting its positions: the scores once more, and the network.
+
+    A bias is not counted: ALiBi and Kerple have no matrix products, and FIRE's are shared by a batch.
+    """
+    (positions, adaptive), heads = positions_of(config), config.num_attention_heads
+    if adaptive == "none":
+        return 0
+    read, kernel = heads * (1 if positions in ("none", "rotary") else 2), 3 if adaptive == "dape_v2" else 1
+    per_pair = 2 * config.hidden_size + 2 * kernel * WIDTH * (read + heads)
+    return int(config.num_hidden_layers * length**2 * per_pair)
 
 
 def attach_positions(model: Model) -> Model:

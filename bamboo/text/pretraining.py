@@ -15,7 +15,7 @@ from bamboo.files import read_file
 from bamboo.recipes import Recipe
 from bamboo.shapes import find_shape
 from bamboo.stacking import Stack
-from bamboo.text.attention import trained_length
+from bamboo.text.attention import adaptation_flops, trained_length
 from bamboo.text.data import TextData
 from bamboo.text.encoder import blocks_of, build_config, build_model, set_dropout
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
@@ -168,4 +168,5 @@ class MLMPretraining(TextModule):
         length = length or int(self.trainer.datamodule.length)  # type: ignore[attr-defined]
         shape = find_shape(self.hparams["shape"])
         guesses, vocabulary = masked_count(length, self.mask_ratio), self.model.config.vocab_size
-        return int(3 * (shape.flops(length) + 2 * guesses * shape.width * (shape.width + vocabulary)))
+        blocks = shape.flops(length) + adaptation_flops(self.model.config, length)
+        return int(3 * (blocks + 2 * guesses * shape.width * (shape.width + vocabulary)))
