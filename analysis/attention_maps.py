@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bamboo.errors import InputError
+from bamboo.text.positions import IMPLEMENTATION
 from bamboo.vision.attn_scale import AttnScale
 
 from .architectures import find_attention
@@ -129,7 +130,7 @@ class _Watch:
             if len(logits) != 1:
                 raise InputError(
                     f"{kind} of block {layer} makes {len(logits)} calls of scaled_dot_product_attention where one is "
-                    "expected: its attention cannot be measured"
+                    "expected: its attention cannot be measured, so leave its measures out"
                 )
             maps = logits[0].softmax(-1)
             maps = core.rescale(maps).detach() if isinstance(core, AttnScale) else maps
@@ -149,5 +150,5 @@ def _fusing_switches(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
                 f"{type(model).__name__} caps the logits of its attention, which PyTorch's fused attention does not: "
                 "leave the measures of attention out"
             )
-        if getattr(config, "_attn_implementation", "sdpa") != "sdpa":
+        if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", IMPLEMENTATION):
             yield config, "_attn_implementation", "sdpa"

@@ -112,8 +112,10 @@ def fresh_copy(opened: Opened, seed: int = 0) -> Opened:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if hasattr(model, "config"):
+            from bamboo.text.attention import attach_positions
+
             build: Any = type(model)
-            new = build(model.config)
+            new = attach_positions(build(model.config))
         elif isinstance(model, VisionTransformer):
             new = copy.deepcopy(model)
             _redraw(new, of_timm=opened.source.startswith("timm:"))

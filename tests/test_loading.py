@@ -13,7 +13,7 @@ from tests.runs import same
 
 RECIPE = Recipe(base_lr=3e-4, optimizer="came", betas=(0.8, 0.9, 0.99), schedule="trapezoid", effective_batch=512)
 SHAPE = {"depth": 2, "width": 32, "heads": 2}
-TEXT = {"shape": SHAPE, "architecture": "roberta-prelayernorm", "vocab_size": 100, "positions": 16, "dropout": 0.2}
+TEXT = {"shape": SHAPE, "architecture": "roberta-prelayernorm", "vocab_size": 100, "max_positions": 16, "dropout": 0.2}
 OPTIONS = {
     MAEPretraining: {"image_size": 8, "patch_size": 2, "in_chans": 1, "decoder_shape": SHAPE, "decoder": "cross"}
     | {"shape": SHAPE, "mask_ratio": 0.5, "predict_ratio": 0.5, "mix_layers": True, "mean": [0.2], "std": [0.3]}

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -19,6 +20,7 @@ from transformers import (
 
 from bamboo.errors import InputError, loading
 from bamboo.files import is_text_checkpoint, read_file
+from bamboo.text.attention import attach_positions, positions_of
 from bamboo.text.encoder import build_config, build_model, longest_sequence
 from bamboo.text.tokenizer import save_tokenizer, special_ids
 
@@ -81,7 +83,7 @@ def load_text_classifier(path: str | Path) -> TextModel:
     if not is_classifier(content):
         raise InputError(f"{path} is no checkpoint of a fine-tuned text classifier")
     config = AutoConfig.for_model(**content["hyper_parameters"]["model_config"])
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = attach_positions(AutoModelForSequenceClassification.from_config(config))
     _fill(model, content, path)
     return TextModel(model.eval(), restore_tokenizer(content))
 
@@ -103,6 +105,15 @@ def export_text(source: str | Path, out: Path) -> tuple[str, list[Path]]:
     return "AutoModelForMaskedLM", save_text(model, tokenizer, out, own)
 
 
+def check_exportable(config: PreTrainedConfig) -> None:
+    """Raises `InputError` where transformers has no model with the positions of this one."""
+    if (kind := positions_of(config)[0]) != "learned":
+        raise InputError(
+            f"transformers has no {config.model_type} with positions {kind}, so it cannot be written for it: use the "
+            "checkpoint, or train one with learned positions"
+        )
+
+
 def save_text(model: PreTrainedModel, tokenizer: Any, out: Path, own: bool = False) -> list[Path]:
     """Write a Hugging Face folder, whole or not at all: beside `out` first.
 
@@ -113,8 +124,9 @@ def save_text(model: PreTrainedModel, tokenizer: Any, out: Path, own: bool = Fal
         own: whether the tokenizer is one of this project's.
 
     Raises:
-        InputError: where the folder cannot be written.
+        InputError: where the folder cannot be written, or transformers has no model with the positions of this one.
     """
+    check_exportable(model.config)
     temporary = out.resolve().with_name(f".{out.resolve().name}.partial")  # "." has no name of its own
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -157,7 +169,7 @@ def _encoder_of_classifier(path: str) -> TextModel:
     """The encoder of a fine-tuned classifier under a fresh masked language model's head."""
     classifier, tokenizer, _ = load_text_classifier(path)
     try:
-        model = AutoModelForMaskedLM.from_config(classifier.config)
+        model = build_model(classifier.config)
     except ValueError as error:
         raise InputError(f"{path}: transformers has no masked {classifier.config.model_type}") from error
     model.base_model.load_state_dict(classifier.base_model.state_dict(), strict=False)

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from bamboo.compiling import Compile
 from bamboo.recipes import Recipe
 from bamboo.shapes import find_shape
+from bamboo.text.attention import adaptation_flops
 from bamboo.text.encoder import blocks_of, build_config, build_model
 from bamboo.text.glosses import GlossSubjects
 from bamboo.text.module import TextModule
@@ -77,7 +78,8 @@ class TextClassification(TextModule):
     def flops_per_sample(self, length: int | None = None) -> int:
         """FLOPs of one training step on one text of so many tokens, by default the most that the data have."""
         length = length or int(self.trainer.datamodule.length)  # type: ignore[attr-defined]
-        return 3 * find_shape(self.hparams["shape"]).flops(length)
+        blocks = find_shape(self.hparams["shape"]).flops(length)
+        return 3 * (blocks + adaptation_flops(self.model.config, length))
 
     def compute(self, batch: Mapping[str, Tensor], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of a batch, and the share of its texts that are named right."""

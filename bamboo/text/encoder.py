@@ -17,17 +17,25 @@ from transformers import (
 
 from bamboo.errors import InputError, unknown
 from bamboo.shapes import Shape, find_shape
+from bamboo.text.adaptation import Adaptive
+from bamboo.text.attention import attach_positions, positions_of, trained_length
+from bamboo.text.positions import Positions
 
 Architecture = Literal["bert", "roberta", "roberta-prelayernorm", "modernbert"]
+
+ENDLESS = int(1e30)
+"""The longest sequence where there is none, as transformers' tokenizers write it."""
 
 
 def build_config(
     shape: str | Shape | Mapping[str, Any],
     architecture: Architecture = "bert",
     vocab_size: int = 30522,
-    positions: int = 512,
+    max_positions: int = 512,
     dropout: float = 0.0,
     pad_token_id: int = 0,
+    positions: Positions = "learned",
+    adaptive: Adaptive = "none",
 ) -> PreTrainedConfig:
     """The configuration of a Hugging Face encoder at a shape.
 
@@ -41,33 +49,42 @@ def build_config(
         shape: name, numbers, or a `Shape`.
         architecture: how a block is built.
         vocab_size: tokens of the tokenizer; the model's vocabulary is padded to a multiple of 64.
-        positions: the longest sequence.
+        max_positions: the longest sequence. Where positions are not learned there is none, and it is the length that
+            the model is trained at, from which FIRE's threshold starts.
         dropout: probability in embeddings, branches and attention.
         pad_token_id: number of [PAD], behind which RoBERTa's positions start.
+        positions: how attention knows the places of tokens: a table that is `learned`, not at all (`none`), rotations
+            of queries and keys (`rotary`), or a bias over distances (`alibi`, `kerple`, `fire`).
+        adaptive: a network over the heads that adapts the positions to the data, `dape` or `dape_v2`.
 
     Raises:
-        InputError: for an unknown architecture or numbers that cannot be.
+        InputError: for an unknown architecture or positions, or numbers that cannot be.
     """
+    if isinstance(positions, int):  # of a checkpoint from when max_positions was called so
+        positions, max_positions = "learned", positions
     shape = find_shape(shape)
-    if min(vocab_size, positions) < 1 or not 0 <= dropout < 1:
-        numbers = f"{vocab_size}, {positions} and {dropout}"
-        raise InputError(f"vocab_size and positions must be positive, dropout a share of one, got {numbers}")
+    if min(vocab_size, max_positions) < 1 or not 0 <= dropout < 1:
+        numbers = f"{vocab_size}, {max_positions} and {dropout}"
+        raise InputError(f"vocab_size and max_positions must be positive, dropout a share of one, got {numbers}")
+    _check_positions(positions, adaptive, architecture, shape)
     common: dict[str, Any] = {
         "vocab_size": -(-vocab_size // 64) * 64,  # matrix products are faster where every side is a multiple of 64
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,
         "intermediate_size": shape.mlp_width,
-        "max_position_embeddings": positions,
+        "max_position_embeddings": max_positions,
         "pad_token_id": pad_token_id,
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if positions != "learned":
+        common |= {"positions": positions, "adaptive": adaptive}
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if architecture == "bert":
         return BertConfig(**common, **dropouts, architectures=["BertForMaskedLM"])
     if architecture in ("roberta", "roberta-prelayernorm"):
-        common |= {"max_position_embeddings": positions + pad_token_id + 1, "layer_norm_eps": 1e-12}
+        common |= {"max_position_embeddings": max_positions + pad_token_id + 1, "layer_norm_eps": 1e-12}
         if architecture == "roberta":
             return RobertaConfig(**common, **dropouts, type_vocab_size=2, architectures=["RobertaForMaskedLM"])
         names = ["RobertaPreLayerNormForMaskedLM"]
@@ -86,10 +103,23 @@ def build_config(
     raise unknown("architecture", architecture, get_args(Architecture))
 
 
+def _check_positions(positions: Positions, adaptive: Adaptive, architecture: Architecture, shape: Shape) -> None:
+    if positions not in get_args(Positions):
+        raise unknown("positions", str(positions), get_args(Positions))
+    if adaptive not in get_args(Adaptive):
+        raise unknown("adaptive", str(adaptive), get_args(Adaptive))
+    if positions == "learned" and adaptive != "none":
+        others = ", ".join(kind for kind in get_args(Positions) if kind != "learned")
+        raise InputError(f"adaptive {adaptive} has no use for learned positions: set positions to one of {others}")
+    if positions != "learned" and architecture == "modernbert":
+        raise InputError(f"modernbert has rotary positions by itself: leave out positions {positions}")
+    if positions == "rotary" and shape.head_dim % 2:
+        raise InputError(f"rotary positions turn pairs of features, and a head of {shape} has {shape.head_dim}")
+
+
 def build_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A masked language model with fresh weights."""
-    model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
-    return model
+    return attach_positions(AutoModelForMaskedLM.from_config(config))
 
 
 def shape_of(config: PreTrainedConfig) -> Shape:
@@ -123,9 +153,8 @@ def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 
 def longest_sequence(config: PreTrainedConfig) -> int:
-    """How many tokens a sequence may have: RoBERTa's positions start behind the number of its padding token."""
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return int(config.max_position_embeddings) - offset
+    """How many tokens a sequence may have."""
+    return trained_length(config) if positions_of(config)[0] == "learned" else ENDLESS
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, documents: Tensor | None = None) -> Tensor:

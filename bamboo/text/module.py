@@ -38,7 +38,7 @@ class TextModule(TrainingModule):
         if data.length > longest_sequence(config):
             raise InputError(
                 f"the data have {data.length} tokens in a row, above the model's {longest_sequence(config)} positions: "
-                "set model.init_args.positions, or a lower data.init_args.block_length"
+                "set model.init_args.max_positions, or a lower data.init_args.block_length"
             )
         self.tokenizer_json = data.tokenizer.to_str()
 

@@ -16,8 +16,9 @@ from bamboo.files import read_file
 from bamboo.recipes import Recipe
 from bamboo.shapes import find_shape
 from bamboo.stacking import Stack
+from bamboo.text.attention import adaptation_flops, trained_length
 from bamboo.text.data import TextData
-from bamboo.text.encoder import blocks_of, build_config, build_model, longest_sequence, set_dropout
+from bamboo.text.encoder import blocks_of, build_config, build_model, set_dropout
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import Guesses, documents_of, guess
 from bamboo.text.module import TextModule
@@ -98,9 +99,7 @@ class MLMPretraining(TextModule):
             self._adopt(read_file(self.trainer.ckpt_path).get("hyper_parameters", {}))
         elif self.init_from and not self.has_weights:
             config, weights, report = start(self.init_from, self.model.config, tokenizer, self.stack)
-            positions = longest_sequence(config)
-            sizes = {"vocab_size": config.vocab_size, "positions": positions, "pad_token_id": config.pad_token_id}
-            self._adopt({"config": config.to_dict(), **sizes})
+            self._adopt({"config": config.to_dict()})
             self.model.load_state_dict(weights)
             self.has_weights = True
             if self.trainer.is_global_zero:
@@ -109,8 +108,10 @@ class MLMPretraining(TextModule):
     def _adopt(self, said: Mapping[str, Any]) -> None:
         """Be the model that a run's checkpoint or a source describes in transformers' words."""
         if said.get("config") and said["config"] != self.hparams["config"]:
-            self.hparams.update({key: said[key] for key in ("config", "vocab_size", "positions", "pad_token_id")})
-            self._build(AutoConfig.for_model(**said["config"]))
+            config = AutoConfig.for_model(**said["config"])
+            sizes = {"vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
+            self.hparams.update({"config": said["config"], **sizes, "max_positions": trained_length(config)})
+            self._build(config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Be the model of the checkpoint. Raises `InputError` for that of another one."""
@@ -170,4 +171,5 @@ class MLMPretraining(TextModule):
         length = length or int(self.trainer.datamodule.length)  # type: ignore[attr-defined]
         shape = find_shape(self.hparams["shape"])
         guesses, vocabulary = masked_count(length, self.mask_ratio), self.model.config.vocab_size
-        return int(3 * (shape.flops(length) + 2 * guesses * shape.width * (shape.width + vocabulary)))
+        blocks = shape.flops(length) + adaptation_flops(self.model.config, length)
+        return int(3 * (blocks + 2 * guesses * shape.width * (shape.width + vocabulary)))

@@ -12,10 +12,12 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from bamboo.errors import InputError
 from bamboo.reports import Report
 from bamboo.stacking import Stack, origins, stack_blocks, what_fits
+from bamboo.text.attention import positions_of
 from bamboo.text.checkpoints import load_by_key
 from bamboo.text.encoder import Architecture, build_model, shape_of
 
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+KINDS = ("positions", "adaptive")
 
 # By architecture, the names of the blocks in `state_dict` and, within one, of what its branches end with.
 BLOCKS = {
@@ -40,7 +42,7 @@ def start(
         stack: how the source's blocks make a deeper encoder, see `bamboo.stacking.origins`.
 
     Raises:
-        InputError: where the source cannot be read, or is another model or of another vocabulary.
+        InputError: where the source cannot be read, or is another model, of other positions or another vocabulary.
     """
     (model, own_tokenizer, notes), unused, fresh = load_by_key(source)
     config, state = copy.deepcopy(model.config), model.state_dict()
@@ -59,8 +61,17 @@ def start(
         own, other = shape_of(config), shape_of(wanted)
         found, said = (f"{shape} with {shape.heads} heads" for shape in (own, other))
         raise InputError(f"{source} is {found}, and model.init_args.shape says {said}: {what_fits(own, other)}")
+    if positions_of(config) != positions_of(wanted):
+        own_kinds, other_kinds = positions_of(config), positions_of(wanted)
+        options = " ".join(f"--model.init_args.{name} {kind}" for name, kind in zip(KINDS, own_kinds, strict=True))
+        raise InputError(
+            f"{source} has positions {' and adaptive '.join(own_kinds)}, and model.init_args says "
+            f"{' and '.join(other_kinds)}: give {options}"
+        )
     config.dtype = torch.float32
-    sizes = f"vocabulary of {config.vocab_size} and {config.max_position_embeddings} positions, as the source has them"
+    kind_of_positions = positions_of(config)[0]
+    places = config.max_position_embeddings if kind_of_positions == "learned" else kind_of_positions
+    sizes = f"vocabulary of {config.vocab_size} and {places} positions, as the source has them"
     unused_keys = dict.fromkeys(unused, "no part of a masked language model")
     return config, state, Report(str(source), kind, len(state) - len(fresh), (*notes, sizes), unused_keys, tuple(fresh))
 

@@ -14,6 +14,7 @@ from bamboo.errors import InputError
 from bamboo.finetune.predictions import in_order
 from bamboo.recipes import Recipe
 from bamboo.seeds import derive_seed
+from bamboo.text.attention import attach_positions
 from bamboo.text.checkpoints import restore_tokenizer, tokenizer_state
 from bamboo.training import TrainingModule, plain_arguments
 
@@ -69,7 +70,8 @@ class GlueClassifier(TrainingModule):
         self.task = _task(task, classes, encoder)
         self.source, self.has_head, self.tokenizer = str(encoder), True, None
         if encoder is None:
-            self.model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**(model_config or {})))
+            config = AutoConfig.for_model(**(model_config or {}))
+            self.model = attach_positions(AutoModelForSequenceClassification.from_config(config))
         else:
             head_seed = derive_seed(seed, "head")
             opened = open_encoder(encoder, self.task.num_outputs, dropout, head_seed, self.task.labels)

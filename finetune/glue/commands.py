@@ -158,10 +158,14 @@ def _check_tests(tasks: Sequence["Task"], data: str) -> None:
 
 def _check_encoder(plan: "Plan") -> None:
     """Open the encoder once, so that a wrong one shows before anything starts."""
+    from bamboo.text.checkpoints import check_exportable
+
     from .encoders import longest_text, open_encoder
     from .layer_decay import layer_groups
 
     model, _, notes, _ = open_encoder(plan.encoder, 2, plan.dropout)
+    if plan.keep_models or plan.from_mnli:
+        check_exportable(model.config)
     layer_groups(model, plan.layer_decay, 0.0)
     longest = longest_text(model.config)
     if longest is not None and plan.max_length > longest:

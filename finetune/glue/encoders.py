@@ -20,8 +20,9 @@ from transformers.utils import logging
 from bamboo.checkpoints import find_source
 from bamboo.checkpoints.sources import Source
 from bamboo.errors import InputError, loading
+from bamboo.text.attention import attach_positions
 from bamboo.text.checkpoints import is_classifier, load_text, load_text_classifier
-from bamboo.text.encoder import longest_sequence
+from bamboo.text.encoder import ENDLESS, longest_sequence
 
 
 class TextEncoder(NamedTuple):
@@ -67,7 +68,7 @@ def open_encoder(
         config = _adapted(pretrained.config, names, dropout)
         if config.pad_token_id is None:  # GPT-2 finds the end of a text by it
             config.pad_token_id = config.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        model = attach_positions(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
     has_head = _arrange_last_layer(weights, model, pretrained.config, names)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     shared = {name: value for name, value in weights.items() if shapes.get(name) == value.shape}
@@ -154,7 +155,8 @@ def _adapted(config: PreTrainedConfig, classes: Sequence[str], dropout: float | 
 def longest_text(config: PreTrainedConfig) -> int | None:
     """Tokens that a text may have at most; None where positions do not end."""
     # XLNet's is -1.
-    return longest_sequence(config) if (getattr(config, "max_position_embeddings", None) or 0) > 0 else None
+    limit = longest_sequence(config) if (getattr(config, "max_position_embeddings", None) or 0) > 0 else ENDLESS
+    return None if limit == ENDLESS else limit
 
 
 def tells_pairs_apart(config: PreTrainedConfig) -> bool:

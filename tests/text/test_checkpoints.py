@@ -14,7 +14,7 @@ from tests.runs import load
 
 SENTENCE = "A dog is an [MASK] that people keep as a [MASK]."
 TEXTS = ["A dog, naïve and 犬, barks.", "Short."]
-TINY = {"shape": {"depth": 2, "width": 16, "heads": 2}, "vocab_size": 500, "positions": 64}
+TINY = {"shape": {"depth": 2, "width": 16, "heads": 2}, "vocab_size": 500, "max_positions": 64}
 
 
 def save(module, path, tokenizer):

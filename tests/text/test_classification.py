@@ -12,7 +12,7 @@ from bamboo.text.glosses import GlossSubjects
 from tests.runs import CONFIGS, load, scalars
 from tests.text.runs import TINY, last
 
-SMALL = {"shape": {"depth": 2, "width": 16, "heads": 2}, "vocab_size": 500, "positions": 32}
+SMALL = {"shape": {"depth": 2, "width": 16, "heads": 2}, "vocab_size": 500, "max_positions": 32}
 
 
 @pytest.fixture(scope="module", params=["token", "avg"])
@@ -79,7 +79,7 @@ def test_the_encoder_of_a_classifier_is_opened_for_a_profile(run):
 def test_what_does_not_fit_is_said_in_one_line():
     wrong = {
         "set model.init_args.vocab_size to 500": ({"vocab_size": 64}, GlossSubjects(vocab_size=500)),
-        "above the model's 8 positions": ({"positions": 8}, GlossSubjects(vocab_size=500)),
+        "above the model's 8 positions": ({"max_positions": 8}, GlossSubjects(vocab_size=500)),
         "needs GlossSubjects, and the data are ShippedEnglish": ({}, ShippedEnglish()),
     }
     for message, (options, data) in wrong.items():

@@ -15,7 +15,9 @@ from bamboo.text.mlm import documents_of
 )
 def test_blocks_of_text_compile_without_a_break(graphs, architecture, checkpointing):
     torch.manual_seed(0)
-    model = build_model(build_config(Shape(3, 32, 2), architecture, vocab_size=100, positions=32, dropout=0.1)).train()
+    model = build_model(
+        build_config(Shape(3, 32, 2), architecture, vocab_size=100, max_positions=32, dropout=0.1)
+    ).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
     compile_in_training(blocks_of(model), backend="eager")

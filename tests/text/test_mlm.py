@@ -26,7 +26,7 @@ SEP = 3
 
 def model_of(architecture, **options):
     torch.manual_seed(0)
-    return build_model(build_config(SHAPE, architecture, vocab_size=120, positions=24, **options))
+    return build_model(build_config(SHAPE, architecture, vocab_size=120, max_positions=24, **options))
 
 
 def masked_batch(rows=5, length=20, count=6):
@@ -171,7 +171,7 @@ def test_what_cannot_be_is_said_in_one_line(options, message):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_flops_of_a_training_step_are_three_times_those_that_torch_counts(architecture):
     with torch.device("meta"):
-        module = MLMPretraining(shape=Shape(3, 48, 4), architecture=architecture, vocab_size=120, positions=24)
+        module = MLMPretraining(shape=Shape(3, 48, 4), architecture=architecture, vocab_size=120, max_positions=24)
         module._trainer = SimpleNamespace(datamodule=SimpleNamespace(length=20))
         places = torch.zeros(1, masked_count(20, module.mask_ratio), dtype=torch.int64)
         with FlopCounterMode(display=False) as forward:

@@ -70,7 +70,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(corpus, tmp_path, monkeypatc
 def module_of(data, world=1, rank=0):
     """A module that thinks that it is one of several processes."""
     torch.manual_seed(0)
-    module = MLMPretraining(shape=SHAPE, vocab_size=200, positions=64, mask_ratio=0.3)
+    module = MLMPretraining(shape=SHAPE, vocab_size=200, max_positions=64, mask_ratio=0.3)
     root = SimpleNamespace(root_device=torch.device("cpu"))
     module._trainer = SimpleNamespace(
         ckpt_path=None, datamodule=data, world_size=world, global_rank=rank, strategy=root
@@ -125,10 +125,10 @@ def test_a_packed_corpus_trains_and_its_checkpoint_is_profiled(corpus, tmp_path,
 def test_data_and_a_model_that_do_not_fit_are_refused_in_one_line(corpus):
     data = PackedCorpus(str(corpus), block_length=32)
     module = module_of(data)
-    options = {"shape": SHAPE, "vocab_size": 200, "positions": 64}
+    options = {"shape": SHAPE, "vocab_size": 200, "max_positions": 64}
     wrong = {
         "set model.init_args.vocab_size to 93": ({"vocab_size": 64}, data),
-        "set model.init_args.positions": ({"positions": 16}, data),
+        "set model.init_args.max_positions": ({"max_positions": 16}, data),
         "set model.init_args.pad_token_id": ({"pad_token_id": 7}, data),
         "MLMPretraining needs TextData, and the data are NoneType": ({}, None),
     }

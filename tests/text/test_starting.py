@@ -69,7 +69,7 @@ def folder(data, tmp_path):
 
 def started(source, data, architecture="bert", **options):
     """A module at the beginning of a run that starts from weights."""
-    arguments = {"shape": SHAPE, "positions": 40, "vocab_size": 200, "mask_ratio": 0.3, **options}
+    arguments = {"shape": SHAPE, "max_positions": 40, "vocab_size": 200, "mask_ratio": 0.3, **options}
     module = MLMPretraining(architecture=architecture, init_from=str(source), **arguments)
     root = SimpleNamespace(root_device=torch.device("cpu"))
     module._trainer = SimpleNamespace(
@@ -102,7 +102,7 @@ def test_a_hugging_face_model_goes_on_with_the_loss_that_it_had(folder, data, ca
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_checkpoint_of_ours_goes_on_with_the_loss_that_it_had(data, tmp_path, architecture):
-    before = randomised(MLMPretraining(architecture=architecture, shape=SHAPE, positions=40, vocab_size=200))
+    before = randomised(MLMPretraining(architecture=architecture, shape=SHAPE, max_positions=40, vocab_size=200))
     content = {"state_dict": before.state_dict(), "hyper_parameters": dict(before.hparams)}
     torch.save(content | {"tokenizer": data.tokenizer.to_str()}, tmp_path / "last.ckpt")
     module = started(tmp_path / "last.ckpt", data, architecture)
@@ -122,7 +122,7 @@ def test_an_encoder_without_a_head_gets_a_fresh_one_that_is_said(folder, data, t
     model.base_model.save_pretrained(path)
     started(path, data)
     assert "start fresh: cls.predictions" in capsys.readouterr().out
-    classifier = randomised(TextClassification(architecture="bert", shape=SHAPE, positions=40, vocab_size=200))
+    classifier = randomised(TextClassification(architecture="bert", shape=SHAPE, max_positions=40, vocab_size=200))
     content = {"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams)}
     torch.save(content | {"tokenizer": data.tokenizer.to_str()}, tmp_path / "last.ckpt")
     module = started(tmp_path / "last.ckpt", data)

@@ -20,7 +20,7 @@ RECIPE = Recipe(base_lr=1e-2, warmup_share=0.5)
 
 def tiny(**options):
     torch.manual_seed(0)
-    sizes = {"shape": Shape(2, 32, 2), "vocab_size": 200, "positions": 32}
+    sizes = {"shape": Shape(2, 32, 2), "vocab_size": 200, "max_positions": 32}
     return MLMPretraining(**{"recipe": RECIPE, **sizes, **options})
 
 
@@ -64,7 +64,7 @@ def test_bf16_true_trains_on_the_same_masks_and_counts_exactly(corpus, architect
 
 def test_bf16_true_trains_a_classification():
     torch.manual_seed(0)
-    module = TextClassification(RECIPE, pool="avg", shape=Shape(2, 32, 2), vocab_size=500, positions=32)
+    module = TextClassification(RECIPE, pool="avg", shape=Shape(2, 32, 2), vocab_size=500, max_positions=32)
     data = GlossSubjects(vocab_size=500, length=16, batch_size=8)
     options = {"precision": "bf16-true", "limit_train_batches": 3, "limit_val_batches": 2}
     trainer = train(module, data, NonFiniteGuard(), **options)

@@ -231,7 +231,11 @@ def test_weights_are_those_of_the_folder_and_new_ones_are_named(encoders, archit
 
 def test_a_checkpoint_of_this_project_is_fine_tuned_from_its_weights(tmp_path):
     words = make_tokenizer().backend_tokenizer
-    arguments = {"shape": {"depth": 2, "width": 32, "heads": 2}, "positions": 64, "vocab_size": words.get_vocab_size()}
+    arguments = {
+        "shape": {"depth": 2, "width": 32, "heads": 2},
+        "max_positions": 64,
+        "vocab_size": words.get_vocab_size(),
+    }
     mlm = MLMPretraining(**arguments, architecture="bert")
     state = {"state_dict": mlm.state_dict(), "tokenizer": words.to_str(), "hyper_parameters": dict(mlm.hparams)}
     torch.save(state, tmp_path / "mlm.ckpt")
