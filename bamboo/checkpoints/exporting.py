@@ -16,7 +16,13 @@ from bamboo.shapes import find_shape
 from bamboo.vision.timm_models import PRETRAINED_CFG
 
 FORMATS = ("timm", "hf", "reference")
-TEXT_HEADS = ("ForMaskedLM", "ForSequenceClassification")
+TEXT_HEADS = {
+    "ForMaskedLM": "ForMaskedLM",
+    "ForSequenceClassification": "ForSequenceClassification",
+    "ForCausalLM": "ForCausalLM",
+    "LMHeadModel": "ForCausalLM",
+}
+"""By the end of the name of a class of transformers, that of the one that chooses it."""
 
 
 def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], out: str | Path) -> list[Path]:
@@ -64,7 +70,7 @@ def loading_calls(folder: str | Path, name: str | None = None) -> list[str]:
     kind = config["architectures"][0]
     if config["model_type"] in ("vit", "vit_mae"):
         return [f'transformers.{kind}.from_pretrained("{name}")']
-    auto = next((f"AutoModel{end}" for end in TEXT_HEADS if kind.endswith(end)), "AutoModel")
+    auto = next((f"AutoModel{head}" for end, head in TEXT_HEADS.items() if kind.endswith(end)), "AutoModel")
     return [f'transformers.{call}.from_pretrained("{name}")' for call in (auto, "AutoTokenizer")]
 
 

@@ -23,6 +23,8 @@ TASKS = {
     "ForPreTraining": ("image-feature-extraction", "A vision transformer"),
     "ForImageClassification": ("image-classification", "A vision transformer that names the class of an image"),
     "ForMaskedLM": ("fill-mask", "A masked language model"),
+    "ForCausalLM": ("text-generation", "A causal language model"),
+    "LMHeadModel": ("text-generation", "A causal language model"),
     "ForSequenceClassification": ("text-classification", "A classifier of texts"),
     "": ("feature-extraction", "An encoder of texts"),
 }

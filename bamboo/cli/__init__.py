@@ -34,7 +34,7 @@ COMMANDS = {
         "bamboo.text.commands:tokenize",
         "turn text into a packed corpus, with a vocabulary of its own or not",
     ),
-    "fill": ("bamboo.cli.commands:fill", "let a masked language model fill in [MASK]"),
+    "fill": ("bamboo.cli.commands:fill", "let a language model fill in [MASK], or continue a text"),
     "glue": ("bamboo.finetune.glue.commands:glue", "fine-tune and score a text encoder on the tasks of GLUE"),
     "glue-compare": ("bamboo.finetune.glue.commands:glue_compare", "set the scores of two encoders side by side"),
     "study": ("bamboo.study.commands:study", "compare shapes, objectives and seeds, and judge the paper's claims"),

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bamboo import shapes as costs
 from bamboo.errors import InputError
@@ -111,20 +111,45 @@ def reconstruct(checkpoint: Path, images: list[Path], *, out: Path, seed: int = 
     print(f"{len(images)} pictures in {out}: {note_for(mae)}")
 
 
-def fill(sentence: str, *, model: str, top: int = 5) -> None:
-    """Print the likeliest words for every [MASK] of a sentence, with their probabilities.
+def fill(
+    sentence: str,
+    *,
+    model: str,
+    top: int | None = None,
+    tokens: int | None = None,
+    sample: bool = False,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Print the likeliest words for every [MASK] of a sentence, or how a causal model goes on with it.
 
     Args:
-        sentence: text with [MASK] where a word is to be guessed.
-        model: a checkpoint of masked language modelling, a Hugging Face folder, or hf:NAME.
-        top: words for each mask.
+        sentence: text with [MASK] where a word is to be guessed; for a causal model the beginning of a text.
+        model: a checkpoint of language modelling, a Hugging Face folder, or hf:NAME.
+        top: words for each mask, by default 5.
+        tokens: that a causal model adds at most, by default 30.
+        sample: draw each of them by its probability, in place of the most probable one.
+        temperature: what logits are divided by in drawing, by default 1.
+        seed: of the draws.
     """
     from bamboo.text.checkpoints import load_text
+    from bamboo.text.continuing import continue_text
+    from bamboo.text.encoder import is_causal
     from bamboo.text.filling import fill as guess
     from bamboo.text.filling import filled_in
 
     opened = load_text(model)
-    filled = guess(opened.model, opened.tokenizer, sentence, top)
+    if is_causal(opened.model.config):
+        if top is not None or (temperature is not None and not sample):
+            raise InputError("--top is for [MASK], and --temperature for drawn tokens, by --sample")
+        drawing: dict[str, Any] = {"sample": sample, "temperature": 1.0 if temperature is None else temperature}
+        amount = 30 if tokens is None else tokens
+        text = continue_text(opened.model, opened.tokenizer, sentence, amount, **drawing, seed=seed)
+        print(*opened.notes, text, sep="\n")
+        return
+    if sample or tokens is not None or temperature is not None:
+        raise InputError(f"{model} fills in [MASK]: --tokens, --sample and --temperature are for causal models")
+    filled = guess(opened.model, opened.tokenizer, sentence, 5 if top is None else top)
     print(*opened.notes, filled_in(sentence, filled), sep="\n")
     for number, guesses in enumerate(filled, 1):
         rows = zip(guesses.words, guesses.probabilities, strict=True)

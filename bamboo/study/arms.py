@@ -33,6 +33,7 @@ OWN = tuple(
 FRESH = tuple(f"model.init_args.{name}" for name in ("init", "layer_scale", "attn_scale"))
 """Keys of an encoder that starts from fresh weights; what follows the training of an objective takes its encoder."""
 
+KIND = ("model.class_path", "model.init_args.objective")
 RECIPE = "model.init_args.recipe"
 LENGTHS = ("max_epochs", "max_steps", "max_time")
 SPEED = ("model.init_args.compile", "model.init_args.grad_checkpointing", "data.init_args.num_workers")
@@ -101,7 +102,7 @@ def _differences(study: Study, cells: Mapping[str, Cell]) -> list[Difference]:
         values = tuple(column.get(key, default) for column in settings)
         if any(value != values[0] for value in values):
             present = [column[key] for column in settings if key in column]
-            agree = key == "model.class_path" or (own and all(value == present[0] for value in present))
+            agree = key in KIND or (own and all(value == present[0] for value in present))
             result.append(Difference(key, values, "by the objective" if agree else _reason(study, key)))
     return result
 

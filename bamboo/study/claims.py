@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from .results import Results, Series
+from .spec import UNSUPERVISED
 
 Weights = Mapping[str, float]
 Contrast = Mapping[Series, Weights]
 """The weight of each shape, by its label, of each series."""
 
-EXCESS, ACCURACY, MASKED_ACCURACY = "excess", "accuracy", "masked_accuracy"
+EXCESS, ACCURACY = "excess", "accuracy"
+GUESSED = {"masked": "masked_accuracy", "causal": "next_accuracy"}
+"""What an objective is judged by where no fine-tuning follows."""
 DOUBLING = "per doubling of depth"
 
 
@@ -59,7 +62,7 @@ def _scores(results: Results) -> Iterator[Claim]:
         if _score(results, one) == _score(results, other) == ACCURACY:
             gap = {DOUBLING: {one: trend, other: _negative(trend)}}
             yield Claim(f"depth does more for accuracy under {one.objective} than under supervision", ACCURACY, gap)
-    for each in _of_kind(results, "masked"):
+    for each in _of_kind(results, *UNSUPERVISED):
         if score := _score(results, each):
             statement = f"deep and narrow ({deep}) beats the conventional shape ({shallow}) under {each.objective}"
             yield Claim(statement, score, {f"{deep} minus {shallow}": {each: {deep: 1.0, shallow: -1.0}}})
@@ -80,14 +83,14 @@ def _negative(weights: Weights) -> Weights:
     return {label: -weight for label, weight in weights.items()}
 
 
-def _of_kind(results: Results, kind: str) -> list[Series]:
-    return [series for series in results.series if series.kind == kind]
+def _of_kind(results: Results, *kinds: str) -> list[Series]:
+    return [series for series in results.series if series.kind in kinds]
 
 
 def _pairs(results: Results) -> list[tuple[Series, Series]]:
-    """Masked and supervised series whose common axes are at the same values."""
-    masked, supervised = _of_kind(results, "masked"), _of_kind(results, "supervised")
-    return [(one, other) for one in masked for other in supervised if _agree(one, other)]
+    """Series of masked or causal training, and supervised ones whose common axes are at the same values."""
+    unsupervised, supervised = _of_kind(results, *UNSUPERVISED), _of_kind(results, "supervised")
+    return [(one, other) for one in unsupervised for other in supervised if _agree(one, other)]
 
 
 def _agree(first: Series, second: Series) -> bool:
@@ -96,9 +99,8 @@ def _agree(first: Series, second: Series) -> bool:
 
 
 def _score(results: Results, series: Series) -> str:
-    """What a series is judged by: accuracy, or hidden tokens guessed right where no fine-tuning follows; or nothing."""
-    masked = series.kind == "masked" and not results.study.objectives[series.objective].then
-    name = MASKED_ACCURACY if masked else ACCURACY
+    """What a series is judged by: accuracy, or tokens guessed right where no fine-tuning follows; or nothing."""
+    name = ACCURACY if results.study.objectives[series.objective].then else GUESSED.get(series.kind, ACCURACY)
     return name if results.has(name) else ""
 
 

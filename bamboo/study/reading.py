@@ -91,6 +91,9 @@ def _objective(where: str, entry: Any, folder: Path) -> Objective:
     config, then = _config(where, stage, folder), None
     if stage["then"] is not None:
         then = _config(f"{where}.then", _typed(Stage, stage["then"], f"{where}.then"), folder)
+    trained = select(config, "model.init_args.objective") or "masked"
+    if trained != stage["kind"] and "causal" in (trained, stage["kind"]):
+        raise InputError(f"{where} is of kind {stage['kind']}, and its model.init_args.objective is {trained}")
     return Objective(stage["kind"], config, then)
 
 

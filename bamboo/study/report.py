@@ -20,7 +20,7 @@ from .results import FINETUNED, NUMBERS, SHARES, TRAIN, UNTRAINED, VISIBLE, WHOL
 
 MAIN = (
     *("similarity", "excess", "excess_visible", "excess_finetuned", "effective_rank"),
-    *("loss", "masked_accuracy", "accuracy"),
+    *("loss", "perplexity", "masked_accuracy", "next_accuracy", "accuracy"),
     *("nearest_neighbours_projected", "linear_probe", "linear_probe_projected"),
 )
 EXCESS = ("excess", "excess_before_last", "excess_normed", "excess_visible", "excess_finetuned")
@@ -43,15 +43,15 @@ SCORES = {
         "probe, both also on features that one fixed random matrix projects to the narrowest shape's width, and the "
         "effective rank of the tokens of a sample after the last block.",
     ),
-    "The masked objective against depth": (
+    "The objective without labels against depth": (
         "masked_objective",
-        ["loss", "masked_accuracy"],
-        "How well the hidden part of held-out samples is predicted.",
+        ["loss", "masked_accuracy", "next_accuracy"],
+        "How well the hidden part of held-out samples, or the next token, is predicted.",
     ),
 }
 """By heading: the name of the figure's files, the numbers in it, and what it shows."""
 
-PAYS = ("accuracy", "masked_accuracy", "linear_probe")
+PAYS = ("accuracy", "masked_accuracy", "next_accuracy", "linear_probe")
 """Numbers that are set against excess similarity."""
 
 

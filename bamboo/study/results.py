@@ -32,8 +32,10 @@ NUMBERS = {
     "excess_finetuned": "excess after fine-tuning",
     "effective_rank": "effective rank",
     "effective_rank_untrained": "untrained effective rank",
-    "loss": "masked loss",
+    "loss": "loss without labels",
+    "perplexity": "perplexity",
     "masked_accuracy": "hidden tokens guessed right",
+    "next_accuracy": "next tokens guessed right",
     "most_frequent_token": "by the most frequent token",
     "accuracy": "accuracy",
     "nearest_neighbours": "nearest neighbours",
@@ -50,7 +52,7 @@ NUMBERS = {
 """Names of numbers in a result, in the order of the tables, and what people call them."""
 
 SHARES = (
-    *("accuracy", "masked_accuracy", "most_frequent_token"),
+    *("accuracy", "masked_accuracy", "next_accuracy", "most_frequent_token"),
     *("nearest_neighbours", "nearest_neighbours_projected"),
     *("linear_probe", "linear_probe_projected", "linear_probe_last"),
 )

@@ -12,12 +12,13 @@ from bamboo.errors import InputError, unknown
 from bamboo.fit.compose import resolve
 from bamboo.shapes import Patches, Shape
 
-KINDS = ("masked", "supervised")
+UNSUPERVISED = ("masked", "causal")
+KINDS = (*UNSUPERVISED, "supervised")
 EQUAL = ("parameters", "flops")
 UNEQUAL = 0.02
 """Shapes of a ladder may differ in what is equal by this share of the first one's."""
 
-MARGINS = {"accuracy": 0.005, "masked_accuracy": 0.005, "excess": 0.02}
+MARGINS = {"accuracy": 0.005, "masked_accuracy": 0.005, "next_accuracy": 0.005, "excess": 0.02}
 """Numbers that claims are about, and below what size a difference is none, unless a study says otherwise."""
 
 SHORT = {
@@ -33,8 +34,8 @@ SHORT = {
 class Objective:
     """What cells are trained by: a configuration of `bamboo fit`, but for shape, seed and axes.
 
-    `kind` is `masked` or `supervised`, which decides on its claims; `then` is a fine-tuning of the trained encoder,
-    whose accuracy is that of the cell.
+    `kind` is `masked`, `causal` or `supervised`, which decides on its claims; `then` is a fine-tuning of the trained
+    encoder, whose accuracy is that of the cell.
     """
 
     kind: str

@@ -17,6 +17,10 @@ from .spec import Cell, Study
 
 METRICS = {
     "masked": {"val/loss": "loss", "val/accuracy": "masked_accuracy", "val/most_frequent_token": "most_frequent_token"},
+    "causal": {
+        **{"val/loss": "loss", "val/perplexity": "perplexity", "val/accuracy": "next_accuracy"},
+        "val/most_frequent_token": "most_frequent_token",
+    },
     "supervised": {"val/accuracy": "accuracy"},
 }
 """What validation logs, by the kind of objective, and what it is called in a result."""

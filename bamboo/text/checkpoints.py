@@ -1,4 +1,4 @@
-"""Masked language models from checkpoints of this project or of Hugging Face, and out to Hugging Face."""
+"""Language models from checkpoints of this project or of Hugging Face, and out to Hugging Face."""
 
 import shutil
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,7 +22,7 @@ from transformers import (
 from bamboo.errors import InputError, loading
 from bamboo.files import is_text_checkpoint, read_file
 from bamboo.text.attention import attach_positions, positions_of
-from bamboo.text.encoder import build_config, build_model, longest_sequence
+from bamboo.text.encoder import build_config, build_model, is_causal, longest_sequence
 from bamboo.text.tokenizer import save_tokenizer, special_ids
 
 NO_GUESSES = "a classifier: what it would guess for a masked token is drawn at random"
@@ -36,7 +37,7 @@ class TextModel(NamedTuple):
 
 
 def load_text(source: str | Path) -> TextModel:
-    """Load a masked language model; `InputError` says in a line what is wrong with its source.
+    """Load a language model, masked or causal; `InputError` says in a line what is wrong with its source.
 
     Args:
         source: a checkpoint of `MLMPretraining`, or of a text classifier, of which the encoder alone is taken; a
@@ -91,9 +92,10 @@ def load_text_classifier(path: str | Path) -> TextModel:
 def export_text(source: str | Path, out: Path) -> tuple[str, list[Path]]:
     """Write a Hugging Face folder with equal outputs; the class that loads it, and the files that were written.
 
-    It is `AutoModelForMaskedLM`; of a fine-tuned classifier `AutoModelForSequenceClassification`, with the names of the
-    classes; of a `TextClassification`, whose head transformers has no model for, `AutoModel`, the encoder alone. Raises
-    `InputError` where the source, as for `load_text`, cannot be read or the folder not be written.
+    It is `AutoModelForMaskedLM` or `AutoModelForCausalLM`; of a fine-tuned classifier
+    `AutoModelForSequenceClassification`, with the names of the classes; of a `TextClassification`, whose head
+    transformers has no model for, `AutoModel`, the encoder alone. Raises `InputError` where the source, as for
+    `load_text`, cannot be read or the folder not be written.
     """
     own = Path(source).is_file()
     if own and is_classifier(read_file(source)):
@@ -102,7 +104,8 @@ def export_text(source: str | Path, out: Path) -> tuple[str, list[Path]]:
     model, tokenizer, notes = load_text(source)
     if NO_GUESSES in notes:
         return "AutoModel", save_text(model.base_model, tokenizer, out, own)
-    return "AutoModelForMaskedLM", save_text(model, tokenizer, out, own)
+    kind = "AutoModelForCausalLM" if is_causal(model.config) else "AutoModelForMaskedLM"
+    return kind, save_text(model, tokenizer, out, own)
 
 
 def check_exportable(config: PreTrainedConfig) -> None:
@@ -148,7 +151,7 @@ def save_text(model: PreTrainedModel, tokenizer: Any, out: Path, own: bool = Fal
 def _of_checkpoint(path: str, content: Mapping[str, Any]) -> TextModel:
     """Of `MLMPretraining`, or the encoder of `TextClassification`."""
     if not is_text_checkpoint(content):
-        raise InputError(f"{path} is no checkpoint of a masked language model: it holds no tokenizer")
+        raise InputError(f"{path} is no checkpoint of a language model: it holds no tokenizer")
     tokenizer, arguments = Tokenizer.from_str(content["tokenizer"]), content["hyper_parameters"]
     ids = special_ids(tokenizer)
     if arguments.get("config"):
@@ -188,7 +191,9 @@ def _of_huggingface(name: str) -> tuple[TextModel, list[str], list[str]]:
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         options = {"trust_remote_code": False, "output_loading_info": True}
-        model, report = AutoModelForMaskedLM.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        kind = AutoModelForCausalLM if is_causal(config) else AutoModelForMaskedLM
+        model, report = kind.from_pretrained(name, **options)
     missing = sorted(report["missing_keys"])
     notes = (f"not in {name}, and drawn at random: {', '.join(missing[:4])}",) if missing else ()
     return TextModel(model.float().eval(), tokenizer, notes), sorted(report["unexpected_keys"]), missing

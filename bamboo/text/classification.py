@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bamboo.compiling import Compile
+from bamboo.errors import InputError
 from bamboo.recipes import Recipe
 from bamboo.shapes import find_shape
 from bamboo.text.attention import adaptation_flops
@@ -45,6 +46,8 @@ class TextClassification(TextModule):
         super().__init__(recipe)
         self.save_hyperparameters(arguments)
         self.seed, self.pool, self.compile_blocks = seed, pool, compile
+        if encoder.get("objective", "masked") != "masked":
+            raise InputError("a classifier reads a text in both directions: leave model.init_args.objective out")
         self.model = build_model(build_config(**encoder)).base_model
         self.head = nn.Linear(self.model.config.hidden_size, GlossSubjects.num_classes)
         nn.init.normal_(self.head.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""A Hugging Face masked language model at a `Shape`, and where its parts are."""
+"""A Hugging Face language model at a `Shape`, masked or causal, and where its parts are."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
     ModernBertConfig,
@@ -23,6 +24,8 @@ from bamboo.text.positions import Positions
 
 Architecture = Literal["bert", "roberta", "roberta-prelayernorm", "modernbert"]
 
+Objective = Literal["masked", "causal"]
+
 ENDLESS = int(1e30)
 """The longest sequence where there is none, as transformers' tokenizers write it."""
 
@@ -36,6 +39,7 @@ def build_config(
     pad_token_id: int = 0,
     positions: Positions = "learned",
     adaptive: Adaptive = "none",
+    objective: Objective = "masked",
 ) -> PreTrainedConfig:
     """The configuration of a Hugging Face encoder at a shape.
 
@@ -56,9 +60,11 @@ def build_config(
         positions: how attention knows the places of tokens: a table that is `learned`, not at all (`none`), rotations
             of queries and keys (`rotary`), or a bias over distances (`alibi`, `kerple`, `fire`).
         adaptive: a network over the heads that adapts the positions to the data, `dape` or `dape_v2`.
+        objective: what the model is trained to do: guess hidden tokens from all others, or, `causal`, each token from
+            those before it, by a causal mask in the same blocks.
 
     Raises:
-        InputError: for an unknown architecture or positions, or numbers that cannot be.
+        InputError: for an unknown architecture, positions or objective, or numbers that cannot be.
     """
     if isinstance(positions, int):  # of a checkpoint from when max_positions was called so
         positions, max_positions = "learned", positions
@@ -67,6 +73,9 @@ def build_config(
         numbers = f"{vocab_size}, {max_positions} and {dropout}"
         raise InputError(f"vocab_size and max_positions must be positive, dropout a share of one, got {numbers}")
     _check_positions(positions, adaptive, architecture, shape)
+    if objective not in get_args(Objective):
+        raise unknown("objective", str(objective), get_args(Objective))
+    causal = objective == "causal"
     common: dict[str, Any] = {
         "vocab_size": -(-vocab_size // 64) * 64,  # matrix products are faster where every side is a multiple of 64
         "hidden_size": shape.width,
@@ -78,18 +87,23 @@ def build_config(
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if causal:
+        common |= {"is_decoder": True}
     if positions != "learned":
         common |= {"positions": positions, "adaptive": adaptive}
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if architecture == "bert":
-        return BertConfig(**common, **dropouts, architectures=["BertForMaskedLM"])
+        return BertConfig(**common, **dropouts, architectures=["BertLMHeadModel" if causal else "BertForMaskedLM"])
     if architecture in ("roberta", "roberta-prelayernorm"):
         common |= {"max_position_embeddings": max_positions + pad_token_id + 1, "layer_norm_eps": 1e-12}
+        head = "ForCausalLM" if causal else "ForMaskedLM"
         if architecture == "roberta":
-            return RobertaConfig(**common, **dropouts, type_vocab_size=2, architectures=["RobertaForMaskedLM"])
-        names = ["RobertaPreLayerNormForMaskedLM"]
+            return RobertaConfig(**common, **dropouts, type_vocab_size=2, architectures=[f"Roberta{head}"])
+        names = [f"RobertaPreLayerNorm{head}"]
         return RobertaPreLayerNormConfig(**common, **dropouts, type_vocab_size=2, architectures=names)
     if architecture == "modernbert":
+        if causal:
+            raise InputError("modernbert reads in both directions: give another architecture for objective causal")
         return ModernBertConfig(
             **common | {"intermediate_size": round(shape.mlp_width * 2 / 3)},
             cls_token_id=None,
@@ -118,8 +132,14 @@ def _check_positions(positions: Positions, adaptive: Adaptive, architecture: Arc
 
 
 def build_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """A masked language model with fresh weights."""
-    return attach_positions(AutoModelForMaskedLM.from_config(config))
+    """A language model with fresh weights, masked or causal."""
+    kind = AutoModelForCausalLM if is_causal(config) else AutoModelForMaskedLM
+    return attach_positions(kind.from_config(config))
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether a token attends to those before it alone."""
+    return bool(getattr(config, "is_decoder", False))
 
 
 def shape_of(config: PreTrainedConfig) -> Shape:
@@ -144,7 +164,7 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The part of a masked language model that makes logits (..., vocabulary) of hidden states (..., width)."""
+    """The part of a language model that makes logits (..., vocabulary) of hidden states (..., width)."""
     parts: Any = model
     if parts.config.model_type == "modernbert":
         return lambda hidden: parts.decoder(parts.head(hidden))
@@ -165,6 +185,8 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, documents: Tensor |
         input_ids: token numbers (B, T), none of them padding.
         documents: number of each token's document (B, T), never falling along a sequence: attention then stays within
             a document, and positions start anew in each, as if each were a sequence of its own.
+
+    A causal model attends to what is before a token in either case.
     """
     base, length = model.base_model, input_ids.shape[1]
     positions = torch.arange(length, device=input_ids.device).expand_as(input_ids)
@@ -174,7 +196,9 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, documents: Tensor |
         starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
         positions = positions - positions.where(starts, 0).cummax(1).values
         attention = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
+        attention = attention.tril() if is_causal(model.config) else attention
     if "roberta" in model.config.model_type:
         positions = positions + model.config.pad_token_id + 1
-    hidden: Tensor = base(input_ids, attention_mask=attention, position_ids=positions).last_hidden_state
+    options = {"use_cache": False} if is_causal(model.config) else {}
+    hidden: Tensor = base(input_ids, attention_mask=attention, position_ids=positions, **options).last_hidden_state
     return hidden

@@ -1,4 +1,4 @@
-"""What a masked language model puts in the place of [MASK]."""
+"""What a masked language model puts in the place of [MASK], and what a run shows of its model."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,11 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bamboo.errors import InputError
 from bamboo.loggers import log_text
-from bamboo.text.encoder import longest_sequence
+from bamboo.text.continuing import continue_text
+from bamboo.text.encoder import is_causal, longest_sequence
 from bamboo.text.pretraining import MLMPretraining
-from bamboo.text.tokenizer import special_ids
+from bamboo.text.tokenizer import MASK, special_ids
 
-MASK = "[MASK]"
+CONTINUED = 12
+"""Tokens that a causal model adds to a sentence."""
 
 
 class Filled(NamedTuple):
@@ -35,6 +37,8 @@ def fill(
     """
     if top < 1:
         raise InputError(f"top must be at least 1, got {top}")
+    if is_causal(model.config):
+        raise InputError("a causal language model continues a text and fills in nothing: see continue_text")
     backend: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
     mask = special_ids(backend)["mask"]
     encoding = backend.encode(sentence.replace(MASK, backend.id_to_token(mask) or ""))
@@ -61,7 +65,10 @@ def filled_in(sentence: str, filled: Sequence[Filled]) -> str:
 
 
 class FilledSentences(Callback):
-    """Fills in sentences with [MASK] in them after every validation, logs them, and shows them when the run ends."""
+    """Fills in sentences with [MASK] in them after every validation, logs them, and shows them when the run ends.
+
+    A causal model continues what stands before the [MASK].
+    """
 
     def __init__(self, sentences: Sequence[str]):
         self.sentences = list(sentences)
@@ -72,11 +79,18 @@ class FilledSentences(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, MLMPretraining)
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        filled = [filled_in(sentence, fill(pl_module.model, tokenizer, sentence)) for sentence in self.sentences]
+        tokenizer, causal = trainer.datamodule.tokenizer, is_causal(pl_module.model.config)  # type: ignore[attr-defined]
+        if causal:
+            beginnings = [sentence.partition(MASK)[0].strip() for sentence in self.sentences]
+            filled = [continue_text(pl_module.model, tokenizer, text, CONTINUED) for text in beginnings]
+        else:
+            filled = [filled_in(sentence, fill(pl_module.model, tokenizer, sentence)) for sentence in self.sentences]
         right, baseline = (float(trainer.callback_metrics[f"val/{key}"]) for key in ("accuracy", "most_frequent_token"))
         note = f"{right:.1%} of held-out text (the most frequent token always: {baseline:.1%})"
-        self.lines = {"masked tokens guessed right": note, **dict(zip(self.sentences, filled, strict=True))}
+        self.lines = {f"{'next' if causal else 'masked'} tokens guessed right": note}
+        if causal:
+            self.lines["perplexity"] = f"{float(trainer.callback_metrics['val/perplexity']):.1f}"
+        self.lines |= dict(zip(beginnings if causal else self.sentences, filled, strict=True))
         log_text(trainer, "filled", filled, trainer.global_step)
 
     def summary(self) -> dict[str, str]:

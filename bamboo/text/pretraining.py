@@ -1,4 +1,4 @@
-"""Masked language modelling: the thin Lightning module around `bamboo.text.mlm`."""
+"""Language modelling: the thin Lightning module around `bamboo.text.mlm` and `bamboo.text.next_token`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,11 @@ from bamboo.shapes import find_shape
 from bamboo.stacking import Stack
 from bamboo.text.attention import adaptation_flops, trained_length
 from bamboo.text.data import TextData
-from bamboo.text.encoder import blocks_of, build_config, build_model, set_dropout
+from bamboo.text.encoder import blocks_of, build_config, build_model, is_causal, set_dropout
 from bamboo.text.masking import Masked, Vocabulary, mask_tokens, masked_count
 from bamboo.text.mlm import Guesses, documents_of, guess
 from bamboo.text.module import TextModule
+from bamboo.text.next_token import guess_next, next_tokens
 from bamboo.text.starting import start
 from bamboo.text.tokenizer import continues_word, special_ids
 from bamboo.training import plain_arguments
@@ -31,7 +32,9 @@ BERT = Recipe(base_lr=1e-4, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, sch
 
 
 class MLMPretraining(TextModule):
-    """Trains the masked language model whose configuration `build_config` makes of the remaining arguments.
+    """Trains the language model whose configuration `build_config` makes of the remaining arguments.
+
+    Its `objective` is among them: `masked`, or `causal`, which masks nothing and leaves what says of masks unread.
 
     Args:
         recipe: learning rate, schedule and optimizer.
@@ -137,31 +140,42 @@ class MLMPretraining(TextModule):
         count = masked_count(ids.shape[1], self.mask_ratio)
         return mask_tokens(ids, self.noise((*ids.shape, 3), *key), count, vocabulary, self.whole_words)
 
-    def guess(self, batch: Mapping[str, Any], masked: Masked) -> Guesses:
-        """What the model makes of a masked batch."""
-        documents = documents_of(batch["input_ids"], self.ids["sep"]) if self.within_documents else None
-        tensors = masked if documents is None else (*masked, documents)
-        guesses: Guesses = self.run(lambda *parts: guess(self.model, Masked(*parts[:3]), *parts[3:]), *tensors)
-        return guesses
+    def guess(self, batch: Mapping[str, Any], *key: str | int) -> tuple[Guesses, Tensor]:
+        """What the model makes of a batch, and the tokens that it is asked for; `key` is that of the masks."""
+        ids = batch["input_ids"]
+        documents = documents_of(ids, self.ids["sep"]) if self.within_documents else None
+        further = () if documents is None else (documents,)
+        guesses: Guesses
+        if is_causal(self.model.config):
+            labels = next_tokens(ids, documents)
+            guesses = self.run(lambda *parts: guess_next(self.model, *parts), ids, labels, *further)
+            return guesses, labels
+        masked = self.mask(ids, *key)
+        guesses = self.run(lambda *parts: guess(self.model, Masked(*parts[:3]), *parts[3:]), *masked, *further)
+        return guesses, masked.labels
 
     def compute(self, batch: Mapping[str, Any], batch_idx: int, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch of blocks (B, T), and the share of masked tokens guessed right."""
+        """Loss of a batch of blocks (B, T), and the share of the tokens asked for that are guessed right."""
         epoch = self.current_epoch if stage == "train" else 0
-        guesses = self.guess(batch, self.mask(batch["input_ids"], stage, epoch, batch_idx))
+        guesses, _ = self.guess(batch, stage, epoch, batch_idx)
         return guesses.loss, {"accuracy": guesses.accuracy}
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Loss and accuracy under masks that are the same in every epoch; every masked token counts once."""
+        """Loss and accuracy, under masks that are the same in every epoch; every token asked for counts once."""
         if len(batch["input_ids"]):
-            masked = self.mask(batch["input_ids"], "val", 0, batch_idx)
-            guesses = self.guess(batch, masked)
-            baseline = (masked.labels == self.most_frequent_token).sum() / guesses.asked.clamp(min=1)
+            guesses, labels = self.guess(batch, "val", 0, batch_idx)
+            baseline = (labels == self.most_frequent_token).sum() / guesses.asked.clamp(min=1)
             self.val_loss.update(guesses.loss, weight=guesses.asked)
             self.val_accuracy.update(guesses.accuracy, weight=guesses.asked)
             self.val_baseline.update(baseline, weight=guesses.asked)
         self.log("val/loss", self.val_loss, prog_bar=True)
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
         self.log("val/most_frequent_token", self.val_baseline)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the perplexity of a causal model, over all tokens of all processes."""
+        if is_causal(self.model.config):
+            self.log("val/perplexity", self.val_loss.compute().exp(), prog_bar=True)
 
     def flops_per_sample(self, length: int | None = None) -> int:
         """FLOPs of one training step on one block of so many tokens, by default as long as those of the data.
@@ -170,6 +184,7 @@ class MLMPretraining(TextModule):
         """
         length = length or int(self.trainer.datamodule.length)  # type: ignore[attr-defined]
         shape = find_shape(self.hparams["shape"])
-        guesses, vocabulary = masked_count(length, self.mask_ratio), self.model.config.vocab_size
+        guesses = length - 2 if is_causal(self.model.config) else masked_count(length, self.mask_ratio)
+        vocabulary = self.model.config.vocab_size
         blocks = shape.flops(length) + adaptation_flops(self.model.config, length)
         return int(3 * (blocks + 2 * guesses * shape.width * (shape.width + vocabulary)))

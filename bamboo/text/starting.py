@@ -1,4 +1,4 @@
-"""Masked language modelling that starts from weights: a checkpoint of this project or a Hugging Face folder."""
+"""Language modelling that starts from weights: a checkpoint of this project or a Hugging Face folder."""
 
 import copy
 from pathlib import Path
@@ -14,7 +14,7 @@ from bamboo.reports import Report
 from bamboo.stacking import Stack, origins, stack_blocks, what_fits
 from bamboo.text.attention import positions_of
 from bamboo.text.checkpoints import load_by_key
-from bamboo.text.encoder import Architecture, build_model, shape_of
+from bamboo.text.encoder import Architecture, build_model, is_causal, shape_of
 
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 KINDS = ("positions", "adaptive")
@@ -31,7 +31,7 @@ BLOCKS = {
 def start(
     source: str | Path, wanted: PreTrainedConfig, tokenizer: Tokenizer, stack: Stack | None = None
 ) -> tuple[PreTrainedConfig, dict[str, Tensor], Report]:
-    """A masked language model to go on with: the configuration of a source, its weights, and a report.
+    """A language model to go on with: the configuration of a source, its weights, and a report.
 
     Vocabulary, positions, epsilon and kinds of attention are those of the source, so that its loss is kept.
 
@@ -52,6 +52,12 @@ def start(
         raise InputError(f"{source} is of architecture {kind}: expected one of {known}")
     if kind != wanted.model_type:
         raise InputError(f"{source} is of architecture {kind}: give --model.init_args.architecture {kind}")
+    if is_causal(config) != is_causal(wanted):
+        own_objective, other_objective = ("causal" if is_causal(each) else "masked" for each in (config, wanted))
+        raise InputError(
+            f"{source} is a {own_objective} language model, and model.init_args.objective says {other_objective}: "
+            f"give --model.init_args.objective {own_objective}, or another source"
+        )
     _check_vocabulary(source, own_tokenizer, tokenizer)
     if stack:
         depth = config.num_hidden_layers
@@ -72,7 +78,7 @@ def start(
     kind_of_positions = positions_of(config)[0]
     places = config.max_position_embeddings if kind_of_positions == "learned" else kind_of_positions
     sizes = f"vocabulary of {config.vocab_size} and {places} positions, as the source has them"
-    unused_keys = dict.fromkeys(unused, "no part of a masked language model")
+    unused_keys = dict.fromkeys(unused, "no part of a language model")
     return config, state, Report(str(source), kind, len(state) - len(fresh), (*notes, sizes), unused_keys, tuple(fresh))
 
 

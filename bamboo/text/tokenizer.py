@@ -12,6 +12,8 @@ from bamboo.errors import InputError
 from bamboo.files import write_text
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MASK = "[MASK]"
+"""How a mask is written in sentences, whatever the tokenizer calls it."""
 ROLES = {"pad": r"\W*pad(ding)?\W*", "unk": r"\W*unk\W*", "mask": r"\W*mask\W*"}
 
 

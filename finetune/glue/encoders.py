@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from transformers import (
@@ -22,7 +22,7 @@ from bamboo.checkpoints.sources import Source
 from bamboo.errors import InputError, loading
 from bamboo.text.attention import attach_positions
 from bamboo.text.checkpoints import is_classifier, load_text, load_text_classifier
-from bamboo.text.encoder import ENDLESS, longest_sequence
+from bamboo.text.encoder import ENDLESS, Architecture, is_causal, longest_sequence
 
 
 class TextEncoder(NamedTuple):
@@ -66,6 +66,10 @@ def open_encoder(
         torch.manual_seed(seed)
         pretrained, tokenizer, notes, weights = _load(find_source(source))
         config = _adapted(pretrained.config, names, dropout)
+        if is_causal(config) and config.model_type in get_args(Architecture):
+            raise InputError(
+                f"{source} is causal: the head of a classifier would read [CLS], which has read nothing else"
+            )
         if config.pad_token_id is None:  # GPT-2 finds the end of a text by it
             config.pad_token_id = config.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         model = attach_positions(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))

@@ -1,11 +1,15 @@
 """Text is one more pair of objectives, measured in its own way."""
 
+import math
+
 import pytest
 
 pytest.importorskip("transformers")
 
 from bamboo.analysis import profile
 from bamboo.analysis.model_sources import open_model
+from bamboo.errors import InputError
+from bamboo.study.arms import differences
 from bamboo.study.folders import cell_folder
 from bamboo.study.judging import judge
 from bamboo.study.report import write_report
@@ -16,10 +20,37 @@ from tests.runs import CONFIGS, load
 from .tiny import run_here, tiny
 
 FEW = {"trainer": {"max_steps": 2, "limit_val_batches": 3}}
+CAUSAL = {"model": {"init_args": {"objective": "causal"}}}
 OBJECTIVES = {
     "mlm": {"kind": "masked", "config": str(CONFIGS / "pretrain/text_quickstart.yaml"), "set": FEW},
     "supervised": {"kind": "supervised", "config": str(CONFIGS / "finetune/scratch_glosses.yaml"), "set": FEW},
 }
+NEXT = {"kind": "causal", "config": str(CONFIGS / "pretrain/text_quickstart.yaml"), "set": {**CAUSAL, **FEW}}
+
+
+def test_a_third_objective_is_asked_what_the_masked_one_is(tmp_path):
+    settings = {"objectives": {**OBJECTIVES, "next": NEXT}, "seeds": 1}
+    shapes = [{"depth": 1, "width": 32, "heads": 1}, {"depth": 2, "width": 32, "heads": 1}]
+    study = tiny(tmp_path, **settings, shapes=shapes, allow_unequal=True)
+    results = read_results(study, run_here(study, tmp_path / "out"))
+    assert [(one.state, one.reason) for one in results.outcomes] == [("done", "")] * 6
+    numbers = next(one.numbers for one in results.done if one.cell.objective == "next")
+    assert numbers["perplexity"] == pytest.approx(math.exp(numbers["loss"]), rel=1e-5)
+    assert 0 <= numbers["next_accuracy"] < 1
+    asked = {judgement.statement: judgement.quantity for judgement in judge(results)}
+    assert "next smooths less than supervision at every depth" in asked
+    assert asked["deep and narrow (2x32) beats the conventional shape (1x32) under next"] == "next tokens guessed right"
+    write_report(results, tmp_path / "out")
+    assert "next tokens guessed right" in (tmp_path / "out" / "report.html").read_text()
+    rows = {row.key: row for row in differences(study)}
+    assert rows["model.init_args.objective"].reason == "by the objective"
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("masked", CAUSAL), ("causal", {})])
+def test_the_kind_of_an_objective_is_what_its_model_is_trained_for(tmp_path, kind, changes):
+    objective = {**NEXT, "kind": kind, "set": {**FEW, **changes}}
+    with pytest.raises(InputError, match=f"is of kind {kind}, and its model.init_args.objective is"):
+        tiny(tmp_path, objectives={"next": objective})
 
 
 def test_a_study_of_text_measures_similarity_masked_words_and_accuracy(tmp_path):

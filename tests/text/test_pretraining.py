@@ -50,8 +50,9 @@ def test_a_run_logs_and_ends_by_saying_what_it_learned(run):
     assert 0 < next(iter(scalars(logs, "val/most_frequent_token").values())) < 0.2
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(corpus, tmp_path, monkeypatch):
-    random = ["--model.init_args.dropout", "0.1", "--model.init_args.whole_words", "true"]
+@pytest.mark.parametrize("further", ["whole_words=true", "objective=causal"])
+def test_a_resumed_run_equals_the_uninterrupted_one(corpus, tmp_path, monkeypatch, further):
+    random = ["--model.init_args.dropout", "0.1", f"--model.init_args.{further}"]
     options = [*corpus_options(corpus), "--trainer.max_steps", "4", "--checkpoint.every_n_train_steps", "1", *random]
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
