@@ -25,6 +25,7 @@ SHORT = {
     "batch_size": "data.init_args.batch_size",
     "pool": "model.init_args.pool",
     "init": "model.init_args.init",
+    "attention": "model.init_args.attention",
     "base_lr": "model.init_args.recipe.base_lr",
 }
 """Keys that have a short name as axes and in `tune`; any other is the path of a key of the configuration."""

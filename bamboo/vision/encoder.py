@@ -1,20 +1,24 @@
 """The vision encoder: a timm `VisionTransformer` at a `Shape`, and the two ways to run it, whole and masked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.layers import build_sincos2d_pos_embed
+from timm.layers.attention import Attention
 from timm.models import checkpoint, named_apply
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bamboo.errors import InputError, unknown
-from bamboo.shapes import Patches, Shape
+from bamboo.shapes import Patches, Shape, encoder_flops
 from bamboo.vision.attn_scale import AttnScale
+from bamboo.vision.dape import DapeV2, dape_flops, set_grid
 
 Init = Literal["mae", "depth", "beit", "timm"]
+AttentionKind = Literal["plain", "attn_scale", "dape_v2"]
+ATTENTION: dict[str, type[Attention]] = {"plain": Attention, "attn_scale": AttnScale, "dape_v2": DapeV2}
 
 
 def build_encoder(
@@ -22,7 +26,7 @@ def build_encoder(
     patches: Patches,
     init: Init = "mae",
     layer_scale: float | None = None,
-    attn_scale: bool = False,
+    attention: AttentionKind = "plain",
     **kwargs: Any,
 ) -> VisionTransformer:
     """A ViT without a head at a shape, with a class token and fixed 2-D sin-cos positions.
@@ -32,7 +36,7 @@ def build_encoder(
         patches: size and patches of the images.
         init: the rule of `init_encoder`.
         layer_scale: let each branch end in a learned scale of each channel that starts at this (Touvron et al. 2021).
-        attn_scale: attend by `AttnScale`.
+        attention: timm's own, or by `AttnScale` or `DapeV2`.
         kwargs: further arguments of timm's `VisionTransformer`.
 
     Raises:
@@ -40,8 +44,10 @@ def build_encoder(
     """
     if layer_scale is not None and layer_scale <= 0:
         raise InputError(f"layer_scale must be positive, or null for none, got {layer_scale}")
-    if attn_scale:
-        kwargs["attn_layer"] = AttnScale
+    if attention not in ATTENTION:
+        raise unknown("attention", attention, ATTENTION)
+    if attention != "plain":
+        kwargs["attn_layer"] = ATTENTION[attention]
     encoder = VisionTransformer(
         img_size=patches.image_size,
         patch_size=patches.patch_size,
@@ -54,6 +60,7 @@ def build_encoder(
         **{"num_classes": 0, "weight_init": "skip", **kwargs},
     )
     init_encoder(encoder, init)
+    set_grid(encoder)
     fix_positions(encoder.pos_embed, patches.grid)
     return encoder
 
@@ -100,13 +107,34 @@ def patches_of(encoder: VisionTransformer) -> Patches:
 
 
 def options_of(encoder: VisionTransformer) -> dict[str, Any]:
-    """`init`, `layer_scale` and `attn_scale` of a timm ViT, as `build_encoder` takes them."""
+    """`init`, `layer_scale` and `attention` of a timm ViT, as `build_encoder` takes them."""
     block = encoder.blocks[0]
     return {
         "init": getattr(encoder, "init", "mae"),
         "layer_scale": getattr(getattr(block, "ls1", None), "init_values", None),
-        "attn_scale": isinstance(block.attn, AttnScale),
+        "attention": attention_of(encoder),
     }
+
+
+def attention_of(encoder: VisionTransformer) -> AttentionKind:
+    """How the blocks of a timm ViT attend; what is none of ours is `plain`."""
+    own = type(encoder.blocks[0].attn)
+    return cast(AttentionKind, next((name for name, kind in ATTENTION.items() if kind is own), "plain"))
+
+
+def in_todays_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a checkpoint says, of which `attention` was the switch `attn_scale` in earlier versions."""
+    said = dict(arguments)
+    scaled = said.pop("attn_scale", False)
+    return {"attention": "attn_scale" if scaled else "plain", **said}
+
+
+def flops_of(encoder: VisionTransformer, tokens: int | None = None) -> int:
+    """Forward FLOPs of a timm ViT for one image, with `tokens` visible patches (all by default)."""
+    shape, patches = shape_of(encoder), patches_of(encoder)
+    tokens = patches.count if tokens is None else tokens
+    adapting = dape_flops(shape, tokens + 1) if attention_of(encoder) == "dape_v2" else 0
+    return encoder_flops(shape, patches, tokens) + adapting
 
 
 def set_norm_eps(model: nn.Module, eps: float | None) -> None:
@@ -176,10 +204,16 @@ def embed(encoder: VisionTransformer, patches: Tensor, keep: Tensor) -> Tensor:
     return cast(Tensor, encoder.norm_pre(encoder.pos_drop(tokens)))
 
 
-def block_states(encoder: VisionTransformer, tokens: Tensor) -> Iterator[Tensor]:
-    """The residual stream (B, T, D) after each block in turn, before the final norm."""
+def block_states(encoder: VisionTransformer, tokens: Tensor, keep: Tensor | None = None) -> Iterator[Tensor]:
+    """The residual stream (B, T, D) after each block in turn, before the final norm.
+
+    Where patches are hidden, `keep` (B, V) says which ones are not; only attention that knows of places looks at it.
+    """
+    # A block hands one thing to its attention beside the tokens, which timm calls a mask.
+    places = (keep,) if attention_of(encoder) == "dape_v2" else ()
     for block in encoder.blocks:
-        tokens = checkpoint(block, tokens) if encoder.grad_checkpointing and encoder.training else block(tokens)
+        again = encoder.grad_checkpointing and encoder.training
+        tokens = checkpoint(block, tokens, *places) if again else block(tokens, *places)
         yield tokens
 
 
