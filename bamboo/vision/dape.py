@@ -104,7 +104,7 @@ class DapeV2(Attention):
         taps = F.linear(hidden, self.outer.weight.movedim(2, 0).flatten(0, 1)).movedim(-1, 1)
         of_left, own, of_right = taps.chunk(3, 1)
         bias = cast(Tensor, self.outer.bias)[:, None, None]
-        return cast(Tensor, _at(of_left, *left) + own + _at(of_right, *right) + bias)
+        return _at(of_left, *left) + own + _at(of_right, *right) + bias
 
     def _neighbours(self, places: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Of each token the number of the one `step` columns on, and whether there is one: (B, T) both."""
