@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bamboo.text.positions import over_channels
+
 Adaptive = Literal["none", "dape", "dape_v2"]
 
 WIDTH = 32
@@ -31,9 +33,9 @@ class Dape(nn.Module):
             bias: of the same shape, or without its batch.
             seen: is not looked at: no pair reads another, so what is not seen can be masked afterwards.
         """
-        pairs = _beside(scores, bias).movedim(1, -1)
-        added: Tensor = self.outer(F.leaky_relu_(self.inner(pairs)))
-        return added.movedim(-1, 1)
+        hidden = F.leaky_relu_(over_channels(self.inner, _beside(scores, bias).flatten(2)))
+        added: Tensor = over_channels(self.outer, hidden).unflatten(2, scores.shape[2:])
+        return added
 
 
 class DapeV2(nn.Module):

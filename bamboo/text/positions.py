@@ -81,9 +81,17 @@ class Fire(nn.Module):
         reach = (distance if seen is None else distance * seen).amax(-1, keepdim=True)
         c, threshold = self.c.abs(), (self.m * self.trained_length).abs()
         farthest = torch.log1p(c * torch.maximum(threshold, reach)) + 1e-6
-        share = (torch.log1p(c * distance) / farthest)[..., None].to(self.inner.weight.dtype)
-        biases: Tensor = self.outer(F.relu(self.inner(share)))
-        return biases.movedim(-1, 0) if distance.shape == biases.shape[:-1] else biases[:, 0].movedim(-1, 1)
+        share = (torch.log1p(c * distance) / farthest).to(self.inner.weight.dtype)
+        hidden = F.relu_(over_channels(self.inner, share.reshape(-1, 1, distance.numel())))
+        biases: Tensor = over_channels(self.outer, hidden).unflatten(2, distance.shape)
+        return biases[0] if share.ndim == 2 else biases
+
+
+def over_channels(linear: nn.Linear, channels: Tensor) -> Tensor:
+    """A linear layer over the channels of (B, channels, pairs), which are not moved to the end: that takes longer."""
+    weight, bias = linear.weight.expand(len(channels), -1, -1), linear.bias[None, :, None].expand(len(channels), -1, 1)
+    mixed: Tensor = torch.baddbmm(bias, weight, channels)
+    return mixed
 
 
 def _at_least(parameter: Tensor, least: float) -> Tensor:
