@@ -15,16 +15,16 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from bamboo.text.adaptation import WIDTH, Adaptive, build_adaptation
+from bamboo.text.adaptation import PAIRS_ON_GPU, WIDTH, Adaptive, build_adaptation
 from bamboo.text.positions import IMPLEMENTATION, NoPositions, Positions, build_bias, rotate
 
 LONGEST_WHOLE = 1024
 """Tokens of a sequence up to which all its queries attend at once; of a longer one, as many pairs at a time."""
 
-PAIRS_ON_CPU, PAIRS_ON_GPU = 1 << 17, 1 << 22
-"""Pairs of a query and a key, over a batch, whose hidden units, of DAPE and FIRE, are in memory at a time.
+PAIRS_ON_CPU = 1 << 17
+"""Pairs of a query and a key, over a batch, whose hidden units, of DAPE V2 and FIRE, are in memory at a time.
 
-A CPU is fastest where they fit its caches, and a GPU where there are many.
+On a GPU they are `bamboo.text.adaptation.PAIRS_ON_GPU`, for it is fastest where there are many.
 """
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -45,7 +45,7 @@ class PositionsOfLayer(nn.Module):
         self.rotary = positions == "rotary"
         self.bias = build_bias(positions, heads, trained_length)
         self.adaptation = build_adaptation(adaptive, heads, self.bias is not None)
-        self.has_hidden_units = adaptive != "none" or positions == "fire"
+        self.keeps_hidden_units = adaptive == "dape_v2" or positions == "fire"
 
     def forward(
         self, query: Tensor, key: Tensor, seen: Tensor | None, start: int, causal: bool, scaling: float
@@ -64,7 +64,7 @@ class PositionsOfLayer(nn.Module):
         """
         queries, keys = query.shape[2], key.shape[2]
         pairs = PAIRS_ON_CPU if query.device.type == "cpu" else PAIRS_ON_GPU
-        rows = max(pairs // (len(query) * keys), 1) if self.has_hidden_units else queries
+        rows = max(pairs // (len(query) * keys), 1) if self.keeps_hidden_units else queries
 
         def part(query: Tensor, seen: Tensor | None, row: int) -> Tensor:
             return self.added(query, key, seen, start + row, causal, scaling)

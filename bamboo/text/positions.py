@@ -82,16 +82,15 @@ class Fire(nn.Module):
         c, threshold = self.c.abs(), (self.m * self.trained_length).abs()
         farthest = torch.log1p(c * torch.maximum(threshold, reach)) + 1e-6
         share = (torch.log1p(c * distance) / farthest).to(self.inner.weight.dtype)
-        hidden = F.relu_(over_channels(self.inner, share.reshape(-1, 1, distance.numel())))
-        biases: Tensor = over_channels(self.outer, hidden).unflatten(2, distance.shape)
+        hidden = F.relu_(mix(self.inner.weight, self.inner.bias, share.reshape(-1, 1, distance.numel())))
+        biases: Tensor = mix(self.outer.weight, self.outer.bias, hidden).unflatten(2, distance.shape)
         return biases[0] if share.ndim == 2 else biases
 
 
-def over_channels(linear: nn.Linear, channels: Tensor) -> Tensor:
+def mix(weight: Tensor, bias: Tensor, channels: Tensor) -> Tensor:
     """A linear layer over the channels of (B, channels, pairs), which are not moved to the end: that takes longer."""
-    weight, bias = linear.weight.expand(len(channels), -1, -1), linear.bias[None, :, None].expand(len(channels), -1, 1)
-    mixed: Tensor = torch.baddbmm(bias, weight, channels)
-    return mixed
+    batch = len(channels)
+    return torch.baddbmm(bias[None, :, None].expand(batch, -1, 1), weight.expand(batch, -1, -1), channels)
 
 
 def _at_least(parameter: Tensor, least: float) -> Tensor:
