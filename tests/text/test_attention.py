@@ -202,7 +202,7 @@ def test_generating_with_a_cache_gives_what_it_does_without(positions, adaptive,
     torch.testing.assert_close(torch.stack(cached.scores), torch.stack(whole.scores), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("positions", "adaptive"), [("alibi", "none"), ("kerple", "dape"), ("fire", "dape_v2")])
+@pytest.mark.parametrize(("positions", "adaptive"), [("alibi", "none"), ("fire", "dape"), ("fire", "dape_v2")])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
 def test_chunks_of_queries_give_what_all_of_them_give(positions, adaptive, causal, packed, monkeypatch):
