@@ -2,8 +2,8 @@
 
 Blocks of `bamboo-base` on texts of 512 tokens, with a small vocabulary, so that the blocks are what is measured.
 Forward, backward and AdamW on one thread, in seconds of processor time; all kinds take turns. The memory is what a
-forward pass keeps for the backward one: not the hidden units of DAPE, which are computed again, but those of FIRE, which
-a batch shares.
+forward pass keeps for the backward one: not the hidden units of DAPE, which are computed again, but those of FIRE,
+which a batch shares.
 """
 
 import statistics
