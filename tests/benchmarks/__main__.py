@@ -15,7 +15,7 @@ import torch
 
 from bamboo.files import write_json
 
-PARTS = ("training", "data", "sources", "analysis", "finetune", "came", "tokenize", "text", "glue")
+PARTS = ("training", "data", "sources", "analysis", "finetune", "came", "tokenize", "text", "positions", "glue")
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
 
 Result = Mapping[str, float]
@@ -80,6 +80,17 @@ def text_lines() -> Iterator[Line]:
             yield Line(f"tokens/s, {name}, {what}", f"{name}_over_{peer}", ours, theirs, target)
 
 
+def positions_lines() -> Iterator[Line]:
+    """A step with each kind of positions against one with learned positions: its time, and what it keeps in memory."""
+    from tests.benchmarks.bench_positions import KINDS
+
+    for name in KINDS:
+        target = 2.5 if name.endswith("_dape") else None
+        seconds = f"{name}_over_learned", f"{name}_seconds", "learned_seconds"
+        yield Line(f"step over learned, {name} (s)", *seconds, target, at_most=True)
+        yield Line(f"kept over learned, {name} (MB)", f"{name}_mb_over_learned", f"{name}_mb", "learned_mb")
+
+
 def glue_lines() -> Iterator[Line]:
     """Examples per second of fine-tuning and evaluation against padding to 128, by task."""
     for task, title, target in (("cola", "CoLA", 3.0), ("sst2", "SST-2", 3.0), ("qnli", "QNLI", 1.8)):
@@ -93,6 +104,7 @@ FOLDER = "folder_images_per_s"
 LINES: dict[str, list[Line]] = {
     "glue": [*glue_lines()],
     "text": [*text_lines()],
+    "positions": [*positions_lines()],
     "training": [*training_lines()],
     "data": [
         Line("images/s", "bamboo_over_pil", "bamboo_images_per_s", "pil_images_per_s", 1.8),
