@@ -170,9 +170,8 @@ def encoder_flops(
     In `kv_blocks` of its blocks keys and values are compressed by `kv_ratio`, see `bamboo.vision.kv_compression`.
     """
     tokens = patches.count if tokens is None else tokens
-    fewer_keys = tokens - tokens // kv_ratio**2
-    saved = 4 * shape.width * ((tokens + 1) * fewer_keys - tokens)  # less the convolution of keys and values
-    return 2 * tokens * patches.values * shape.width + shape.flops(tokens + 1) - kv_blocks * saved
+    saved = kv_blocks * 4 * shape.width * (tokens + 1) * (tokens - tokens // kv_ratio**2)
+    return 2 * tokens * patches.values * shape.width + shape.flops(tokens + 1) - saved
 
 
 def decoder_parameters(shape: Shape, encoder: Shape, patches: Patches) -> int:

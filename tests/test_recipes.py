@@ -88,6 +88,16 @@ ATTENTIVE = {
     "trainer": {"max_epochs": 50},
 }
 # Base: github.com/facebookresearch/deit, main.py (5e-4 for 512 images, so 2.5e-4 for 256), no repeated augmentation.
+# No published protocol: our own choice. Mixing and augmentation are those of fine-tuning, no rate falls from layer to layer.
+HIGH_RESOLUTION = {
+    "recipe": {"base_lr": 2e-5, "min_lr": 1e-6, "warmup_epochs": 1, "weight_decay": 0.05, "betas": [0.9, 0.999]},
+    "batch": 512,
+    "model": PLAIN_HEAD
+    | STRONG
+    | {"image_size": 448, "pool": "avg", "drop_path": 0.1, "keep_head": True, "grad_checkpointing": True},
+    "data": RANDAUGMENT | {"image_size": 448, "batch_size": 32},
+    "trainer": {"max_epochs": 10},
+}
 SCRATCH = {
     "recipe": {"base_lr": 2.5e-4, "min_lr": 1e-5, "warmup_epochs": 5, "weight_decay": 0.05, "betas": [0.9, 0.999]},
     "batch": 1024,
@@ -158,6 +168,7 @@ def image_tables():
         "finetune/imagenet": ("finetune", FINE_TUNING, FINE_TUNING_SIZES),
         "finetune/linear": ("linear", LINEAR, {}),
         "finetune/attentive": ("attentive", ATTENTIVE, {}),
+        "finetune/high_resolution": ("high-resolution", HIGH_RESOLUTION, {}),
         "finetune/scratch": ("scratch", SCRATCH, {"large": SCRATCH_LARGE, "huge": SCRATCH_LARGE}),
     }
     for family, (run, table, by_size) in families.items():

@@ -53,7 +53,8 @@ class KVCompression:
 class WindowConv(nn.Module):
     """A depthwise convolution, kernel and stride `ratio`, over the grid of keys and over that of values alike.
 
-    It starts as the mean of each window: weights 1 / ratio^2, bias 0. No `nn.Conv2d`, which encoders draw at random.
+    It starts as the mean of each window: weights 1 / ratio^2, bias 0. No `nn.Conv2d`: encoders draw those at random,
+    and on a CPU they take four times as long as these sums over whole channels.
     """
 
     def __init__(self, width: int, ratio: int):
@@ -67,10 +68,14 @@ class WindowConv(nn.Module):
         nn.init.constant_(self.weight, 1 / self.ratio**2)
         nn.init.zeros_(self.bias)
 
-    def forward(self, pairs: Tensor) -> Tensor:
-        """Keys and values on a grid (B, 2 D, rows, columns) to those of its windows."""
-        weight, bias = self.weight.repeat(2, 1, 1, 1), self.bias.repeat(2)
-        return F.conv2d(pairs, weight, bias, stride=self.ratio, groups=len(weight))
+    def forward(self, grid: Tensor) -> Tensor:
+        """Keys and values on a grid (B, rows, columns, 2, D) to those of its windows."""
+        weight, windows = self.weight.to(grid.dtype), self.bias.to(grid.dtype)
+        for row in range(self.ratio):
+            for column in range(self.ratio):
+                each = grid[:, row :: self.ratio, column :: self.ratio]
+                windows = torch.addcmul(windows, each, weight[:, 0, row, column])
+        return windows
 
 
 class CompressedAttention(Attention):
@@ -118,10 +123,9 @@ class CompressedAttention(Attention):
                 f"keys and values are compressed on a grid of {rows}x{columns} patches after {self.prefix} others, "
                 f"and there are {pairs.shape[1]} tokens: give whole images of the size that the encoder is for"
             )
-        patches = pairs[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
-        windows = self.kv_conv(patches).flatten(2).transpose(1, 2)
-        windows = self.kv_norm(windows.unflatten(-1, (2, -1))).flatten(2)
-        return torch.cat([pairs[:, : self.prefix].to(windows.dtype), windows], dim=1)
+        grid = pairs[:, self.prefix :].unflatten(-1, (2, -1)).unflatten(1, self.grid)
+        windows = self.kv_norm(self.kv_conv(grid)).flatten(1, 2).flatten(2)
+        return torch.cat([pairs[:, : self.prefix], windows.to(pairs.dtype)], dim=1)
 
 
 def compress(encoder: VisionTransformer, compression: KVCompression | Mapping[str, Any]) -> list[str]:

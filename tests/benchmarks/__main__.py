@@ -15,7 +15,7 @@ import torch
 
 from bamboo.files import write_json
 
-PARTS = ("training", "data", "sources", "analysis", "finetune", "came", "tokenize", "text", "glue")
+PARTS = ("training", "data", "sources", "analysis", "finetune", "kv_compression", "came", "tokenize", "text", "glue")
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
 
 Result = Mapping[str, float]
@@ -72,6 +72,17 @@ def came_lines() -> Iterator[Line]:
         yield Line(f"state of adafactor, {shape} (MB)", peer=f"{shape}_adafactor_state_mb")
 
 
+def kv_compression_lines() -> Iterator[Line]:
+    """Plain attention over compressed keys and values, in seconds, at each shape and size of images."""
+    for shape in ("bamboo-base", "vit-base"):
+        for side in (448, 896):
+            for which in ("half", "all"):
+                for kind in ("inference", "step"):
+                    key, target = f"{shape}_{side}_{which}_{kind}", 1.3 if (kind, side) == ("inference", 896) else None
+                    name = f"{kind}, {shape}, {side} px, {which} blocks (s)"
+                    yield Line(name, f"{key}_gain", f"{key}_seconds", f"{shape}_{side}_plain_{kind}_seconds", target)
+
+
 def text_lines() -> Iterator[Line]:
     """Real tokens per second of masked language modelling against transformers' recipe, by shape."""
     for name in ("bert-base", "bamboo-base"):
@@ -122,6 +133,7 @@ LINES: dict[str, list[Line]] = {
         Line("probe of every layer over a forward pass", "probe_over_forward_pass"),
         Line("epoch of a probe, cached over not", "cached_probe_gain", target=10),
     ],
+    "kv_compression": [*kv_compression_lines()],
     "came": [*came_lines()],
     "tokenize": [
         Line(

@@ -100,6 +100,23 @@ def test_it_is_its_definition(more: dict) -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_the_convolution_is_torchs() -> None:
+    own, theirs = CompressedAttention(Attention(8, 2), 3, 1e-6).kv_conv, nn.Conv2d(8, 8, 3, stride=3, groups=8)
+    own.load_state_dict(theirs.state_dict())
+    grid = torch.randn(2, 6, 9, 2, 8, generator=torch.Generator().manual_seed(1))
+    for part, windows in zip(grid.unbind(3), own(grid).unbind(3), strict=True):
+        torch.testing.assert_close(windows, theirs(part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def test_under_autocast_it_is_close_to_what_it_is_without() -> None:
+    encoder = changed(drawn(kv_compression=HALF))
+    expected = encode(encoder, images())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encode(encoder, images())
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    assert encode(encoder.bfloat16(), images()).dtype == torch.bfloat16
+
+
 def test_with_ratio_1_it_is_plain_attention() -> None:
     plain, other = drawn(), drawn(kv_compression={"ratio": 1, "from_block": 0})
     assert other.state_dict().keys() == plain.state_dict().keys()
@@ -178,8 +195,8 @@ def test_what_cannot_be_is_refused(asked: dict, said: str) -> None:
 
 def test_flops_of_a_training_step_are_counted_with_it() -> None:
     plain, module = (Classifier(3, "scratch", **SIZES, kv_compression=asked) for asked in (None, HALF))
-    # In two blocks a query of 17 meets 12 keys less, and a convolution reads 16 keys and values: 4 FLOPs a channel.
-    assert plain.flops_per_sample() - module.flops_per_sample() == 3 * 2 * 4 * 32 * (17 * 12 - 16)
+    # In two blocks each of 17 queries meets 12 keys less, at 4 FLOPs a channel.
+    assert plain.flops_per_sample() - module.flops_per_sample() == 3 * 2 * 4 * 32 * 17 * 12
 
 
 def test_masks_and_tokens_that_are_no_grid_are_refused() -> None:
