@@ -87,8 +87,7 @@ ATTENTIVE = {
     "data": {"batch_size": 128, "crop_scale": 0.08, "augment": None, "erase": 0.0},
     "trainer": {"max_epochs": 50},
 }
-# Base: github.com/facebookresearch/deit, main.py (5e-4 for 512 images, so 2.5e-4 for 256), no repeated augmentation.
-# No published protocol: our own choice. Mixing and augmentation are those of fine-tuning, no rate falls from layer to layer.
+# Our own choice too. Mixing and augmentation are those of fine-tuning; no rate falls from layer to layer.
 HIGH_RESOLUTION = {
     "recipe": {"base_lr": 2e-5, "min_lr": 1e-6, "warmup_epochs": 1, "weight_decay": 0.05, "betas": [0.9, 0.999]},
     "batch": 512,
@@ -98,6 +97,7 @@ HIGH_RESOLUTION = {
     "data": RANDAUGMENT | {"image_size": 448, "batch_size": 32},
     "trainer": {"max_epochs": 10},
 }
+# Base: github.com/facebookresearch/deit, main.py (5e-4 for 512 images, so 2.5e-4 for 256), no repeated augmentation.
 SCRATCH = {
     "recipe": {"base_lr": 2.5e-4, "min_lr": 1e-5, "warmup_epochs": 5, "weight_decay": 0.05, "betas": [0.9, 0.999]},
     "batch": 1024,
