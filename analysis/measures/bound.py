@@ -49,7 +49,7 @@ def projection_norms(block: nn.Module, heads: int) -> tuple[float, float] | None
     than softmax and these two projections, so that the bound does not speak of it.
     """
     core, out = find_attention(block)
-    extra = (getattr(core, name, None) for name in ("gate", "norm", "lamb", "kv_norm"))
+    extra = (getattr(core, name, None) for name in ("gate", "norm", "lamb"))
     if any(part is not None and not isinstance(part, nn.Identity) for part in extra):
         return None
     value_name, value = _first_matrix(core, VALUES)

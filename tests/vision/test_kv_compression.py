@@ -147,19 +147,16 @@ def test_upper_blocks_alone_are_compressed_and_all_else_is_drawn_as_without() ->
 
 
 def test_at_the_switch_features_move_less_than_with_a_convolution_drawn_at_random() -> None:
-    """In six networks of random weights; docs/attention.md has a trained one."""
+    """In six networks of random weights, by 0.29 to 0.35 and 0.47 to 0.75; docs/attention.md has trained ones."""
     for seed in range(6):
         torch.manual_seed(seed)
-        plain, moved = build_encoder(SHAPE, PATCHES).eval(), {}
-        before = encode(plain, images())
-        compress(plain, HALF)
-        for way in ("mean", "random"):
-            if way == "random":
-                for block in plain.blocks[2:]:
-                    block.attn.kv_conv.load_state_dict(nn.Conv2d(32, 32, 2, stride=2, groups=32).state_dict())
-            after = encode(plain, images())
-            moved[way] = ((after - before).norm() / before.norm()).item()
-        assert moved["mean"] < moved["random"], moved
+        encoder = build_encoder(SHAPE, PATCHES).eval()
+        before = encode(encoder, images())
+        compress(encoder, HALF)
+        mean = (encode(encoder, images()) - before).norm()
+        for block in encoder.blocks[2:]:
+            block.attn.kv_conv.weight.data.copy_(nn.Conv2d(32, 32, 2, stride=2, groups=32).weight)
+        assert mean < 0.75 * (encode(encoder, images()) - before).norm()
 
 
 @pytest.mark.parametrize("name", ["vit-base", "bamboo-base"])
