@@ -270,7 +270,12 @@ def test_it_travels_with_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pool", ["avg", "token", "map"])
 def test_at_the_switch_a_classifier_keeps_all_that_it_has_and_reports_what_is_new(tmp_path: Path, capsys, pool) -> None:
     before = Classifier(3, "scratch", **SIZES, pool=pool, head_init_std=1.0)
+    del before.hparams["kv_compression"], before.hparams["keep_head"]  # of an earlier version
     source = checkpoint(tmp_path / "classifier.ckpt", before)
+    assert torch.equal(
+        Classifier.load_from_checkpoint(source, weights_only=True).model.head.weight, before.model.head.weight
+    )
+    Classifier(3, "scratch", **SIZES, pool=pool).on_load_checkpoint(torch.load(source, weights_only=True))
     after = Classifier(3, source, image_size=16, pool=pool, keep_head=True, kv_compression=HALF)
     weights = after.state_dict()
     assert sorted(weights.keys() - before.state_dict().keys()) == sorted(f"model.{name}" for name in FRESH)
