@@ -69,7 +69,9 @@ def test_an_axis_of_fresh_weights_is_no_difference_to_the_fine_tuning_that_follo
 
 
 def test_compressed_keys_are_no_difference_to_a_pretraining_that_cannot_have_them():
-    study = add_axes(read_study(CONFIGS / "study/digits.yaml"), ["kv_compression", "null", "{ratio: 2}"])
+    study = add_axes(
+        read_study(CONFIGS / "study/digits.yaml"), ["model.init_args.kv_compression", "null", "{ratio: 2}"]
+    )
     check_arms(study, differences(study))
 
 
