@@ -103,16 +103,13 @@ class CompressedAttention(Attention):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Tokens (B, prefix + N, D) to as many. Raises `InputError` for masks and for patches that are no grid."""
         if attn_mask is not None or is_causal:
-            raise InputError("compressed keys are those of no one token: their attention takes no mask")
+            raise InputError("a compressed key stands for several tokens: their attention takes no mask")
         query, pairs = self.qkv(x).split((self.attn_dim, 2 * self.attn_dim), -1)
         query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.compress(pairs).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(self.q_norm(query), self.k_norm(key), value, dropout_p=dropout)
-        mixed = self.norm(mixed.transpose(1, 2).flatten(2))
-        if self.gate is not None:
-            mixed = mixed * self.gate(x).sigmoid()
-        projected: Tensor = self.proj(mixed)
+        projected: Tensor = self.proj(self.norm(mixed.transpose(1, 2).flatten(2)))
         return self.proj_drop(projected)  # type: ignore[no-any-return]
 
     def compress(self, pairs: Tensor) -> Tensor:
