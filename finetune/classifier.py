@@ -24,10 +24,11 @@ from bamboo.training import TrainingModule, plain_arguments
 from bamboo.vision.encoder import Init, encode, options_of, patches_of, set_norm_eps, shape_of
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.image_data import ImageData
+from bamboo.vision.kv_compression import KVCompression
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.views import seed_streams
 
-from .building import SCRATCH, ImageSize, learning_rates, make_encoder
+from .building import SCRATCH, ImageSize, keep_head_of, learning_rates, make_encoder
 from .classes import class_order, mapped_classes
 
 FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))
@@ -69,6 +70,10 @@ class Classifier(TrainingModule):
         init: how fresh weights are drawn, as for the masked autoencoder.
         layer_scale: as for the masked autoencoder; a pretrained encoder keeps what it has, and must agree.
         attn_scale: likewise.
+        kv_compression: let the upper blocks attend to fewer keys and values than there are tokens, see
+            `bamboo.vision.kv_compression.KVCompression`. A pretrained encoder that does not gets new weights for that,
+            which start as a mean; one that does keeps what it has, and must agree.
+        keep_head: where the encoder is that of a classifier, start from its head too, and call classes as it does.
 
     Raises:
         InputError: where two of these contradict each other or the encoder.
@@ -102,6 +107,8 @@ class Classifier(TrainingModule):
         init: Init = "mae",
         layer_scale: float | None = None,
         attn_scale: bool = False,
+        kv_compression: KVCompression | None = None,
+        keep_head: bool = False,
     ) -> None:
         arguments = plain_arguments(locals())
         super().__init__(recipe)
@@ -109,7 +116,8 @@ class Classifier(TrainingModule):
             raise InputError(
                 "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
             )
-        options = {"init": init, "layer_scale": layer_scale, "attn_scale": attn_scale}
+        options: dict[str, Any] = {"init": init, "layer_scale": layer_scale, "attn_scale": attn_scale}
+        options["kv_compression"] = kv_compression
         self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans, **options)
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
         own = scale.statistics()
@@ -123,7 +131,9 @@ class Classifier(TrainingModule):
         _freeze(self.model, freeze)
         self.train()  # a loaded encoder is in evaluation mode
         self.num_classes, self.has_weights = num_classes, encoder is not None
-        self.classes, self._named = [str(number) for number in range(num_classes)], False
+        self.classes, self._named = [str(number) for number in range(num_classes)], keep_head
+        if keep_head:
+            self.classes = keep_head_of(encoder, self.model)
         self._data_classes: list[str] | None = None
         self._class_map: str | None = None
         self._label_order: Tensor | None = None
@@ -141,6 +151,7 @@ class Classifier(TrainingModule):
         """Arguments as they turned out to be; a checkpoint has its weights and needs no encoder."""
         return {
             "encoder": None,
+            "keep_head": False,
             "shape": asdict(self.shape),
             **asdict(self.patches),
             **options_of(self.model),
@@ -316,7 +327,11 @@ class Classifier(TrainingModule):
 
     def flops_per_sample(self) -> int:
         """FLOPs of one training step on one image: a backward pass costs as much as two forward passes."""
-        return encoder_flops(self.shape, self.patches) * (1 if self.freeze_encoder else 3)
+        kv = self.hparams["kv_compression"] or {"ratio": 1, "from_block": self.shape.depth}
+        forward = encoder_flops(
+            self.shape, self.patches, kv_ratio=kv["ratio"], kv_blocks=self.shape.depth - kv["from_block"]
+        )
+        return forward * (1 if self.freeze_encoder else 3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the names of the classes."""
@@ -329,9 +344,10 @@ class Classifier(TrainingModule):
         Raises:
             InputError: for a checkpoint of another model, or of other classes than those of the data.
         """
-        saved = {"attn_scale": False, **checkpoint.get("hyper_parameters", {})}  # which earlier versions had not
+        earlier = {"attn_scale": False, "kv_compression": None}  # what earlier versions had not
+        saved = {**earlier, **checkpoint.get("hyper_parameters", {})}
         sizes = ("num_classes", "shape", "image_size", "patch_size", "in_chans", "pool", "batch_norm")
-        for key in (*sizes, "layer_scale", "attn_scale"):
+        for key in (*sizes, "layer_scale", "attn_scale", "kv_compression"):
             if saved.get(key) != self.hparams[key]:
                 raise InputError(
                     f"the checkpoint has {key} {saved.get(key)} and the configuration {self.hparams[key]}: "

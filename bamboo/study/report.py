@@ -318,7 +318,10 @@ def _settings(results: Results) -> Iterator[list[str]]:
     study = results.study.to_dict()
     yield from ([name, str(study[name])] for name in ("seeds", "axes", "threads", "launch") if name in study)
     for name, value in study["evaluation"].items():
-        yield [f"evaluation: {name.replace('_', ' ')}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)]
+        yield [
+            f"evaluation: {name.replace('_', ' ')}",
+            ", ".join(map(str, value)) if isinstance(value, list) else str(value),
+        ]
     for name, objective in results.study.objectives.items():
         for stage, config in ((name, objective.config), (f"{name}, then", objective.then)):
             if config:

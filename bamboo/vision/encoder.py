@@ -1,6 +1,6 @@
 """The vision encoder: a timm `VisionTransformer` at a `Shape`, and the two ways to run it, whole and masked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bamboo.errors import InputError, unknown
 from bamboo.shapes import Patches, Shape
 from bamboo.vision.attn_scale import AttnScale
+from bamboo.vision.kv_compression import KVCompression, compress, compression_of
 
 Init = Literal["mae", "depth", "beit", "timm"]
 
@@ -23,6 +24,7 @@ def build_encoder(
     init: Init = "mae",
     layer_scale: float | None = None,
     attn_scale: bool = False,
+    kv_compression: KVCompression | Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> VisionTransformer:
     """A ViT without a head at a shape, with a class token and fixed 2-D sin-cos positions.
@@ -33,6 +35,7 @@ def build_encoder(
         init: the rule of `init_encoder`.
         layer_scale: let each branch end in a learned scale of each channel that starts at this (Touvron et al. 2021).
         attn_scale: attend by `AttnScale`.
+        kv_compression: attend to fewer keys and values in the upper blocks, see `KVCompression`.
         kwargs: further arguments of timm's `VisionTransformer`.
 
     Raises:
@@ -54,6 +57,8 @@ def build_encoder(
         **{"num_classes": 0, "weight_init": "skip", **kwargs},
     )
     init_encoder(encoder, init)
+    if kv_compression:
+        compress(encoder, kv_compression)
     fix_positions(encoder.pos_embed, patches.grid)
     return encoder
 
@@ -100,12 +105,13 @@ def patches_of(encoder: VisionTransformer) -> Patches:
 
 
 def options_of(encoder: VisionTransformer) -> dict[str, Any]:
-    """`init`, `layer_scale` and `attn_scale` of a timm ViT, as `build_encoder` takes them."""
+    """`init`, `layer_scale`, `attn_scale` and `kv_compression` of a timm ViT, as `build_encoder` takes them."""
     block = encoder.blocks[0]
     return {
         "init": getattr(encoder, "init", "mae"),
         "layer_scale": getattr(getattr(block, "ls1", None), "init_values", None),
         "attn_scale": isinstance(block.attn, AttnScale),
+        "kv_compression": compression_of(encoder),
     }
 
 
@@ -147,6 +153,8 @@ def check_maskable(encoder: nn.Module) -> VisionTransformer:
         raise InputError("masking needs absolute position embeddings, and this encoder has none")
     if encoder.dynamic_img_size or not isinstance(encoder.patch_embed.norm, nn.Identity):
         raise InputError("masking needs a plain patch embedding: no dynamic_img_size, no norm")
+    if compression_of(encoder):
+        raise InputError("masking leaves no grid of patches, on which this encoder compresses keys and values")
     if len(set(encoder.patch_embed.patch_size)) > 1:
         raise InputError(f"masking needs square patches, got {encoder.patch_embed.patch_size}")
     return encoder

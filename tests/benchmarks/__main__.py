@@ -15,7 +15,10 @@ import torch
 
 from bamboo.files import write_json
 
-PARTS = ("training", "data", "sources", "analysis", "finetune", "came", "tokenize", "text", "positions", "glue")
+PARTS = (
+    *("training", "data", "sources", "analysis", "finetune", "kv_compression"),
+    *("came", "tokenize", "text", "positions", "glue"),
+)
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
 
 Result = Mapping[str, float]
@@ -70,6 +73,17 @@ def came_lines() -> Iterator[Line]:
         sizes = f"{shape}_state_over_adamw", f"{shape}_came_state_mb", f"{shape}_adamw_state_mb"
         yield Line(f"state over adamw, {shape} (MB)", *sizes, 0.51, at_most=True)
         yield Line(f"state of adafactor, {shape} (MB)", peer=f"{shape}_adafactor_state_mb")
+
+
+def kv_compression_lines() -> Iterator[Line]:
+    """Plain attention over compressed keys and values, in seconds, at each shape and size of images."""
+    for shape in ("bamboo-base", "vit-base"):
+        for side in (448, 896):
+            for which in ("half", "all"):
+                for kind in ("inference", "step"):
+                    key, target = f"{shape}_{side}_{which}_{kind}", 1.3 if (kind, side) == ("inference", 896) else None
+                    name = f"{kind}, {shape}, {side} px, {which} blocks (s)"
+                    yield Line(name, f"{key}_gain", f"{key}_seconds", f"{shape}_{side}_plain_{kind}_seconds", target)
 
 
 def text_lines() -> Iterator[Line]:
@@ -134,6 +148,7 @@ LINES: dict[str, list[Line]] = {
         Line("probe of every layer over a forward pass", "probe_over_forward_pass"),
         Line("epoch of a probe, cached over not", "cached_probe_gain", target=10),
     ],
+    "kv_compression": [*kv_compression_lines()],
     "came": [*came_lines()],
     "tokenize": [
         Line(
