@@ -39,6 +39,12 @@ def measure_lengths(
     return {"loss_longest": longest, "loss_beyond": longest - losses[min(lengths)]}
 
 
+def check_stream(stream: Tokens, lengths: Sequence[int]) -> None:
+    """Raise `InputError` where held-out tokens (N,) do not fill a window of the greatest length."""
+    if len(stream) < max(lengths):
+        raise InputError(f"{len(stream)} held-out tokens are less than a window of {max(lengths)}: hold out more")
+
+
 @torch.no_grad()
 def losses_by_length(
     model: PreTrainedModel, stream: Tokens, cls: int, lengths: Sequence[int], windows: int
@@ -58,8 +64,7 @@ def losses_by_length(
     Raises:
         InputError: where the stream is shorter than the greatest length.
     """
-    if len(stream) < max(lengths):
-        raise InputError(f"{len(stream)} held-out tokens are less than a window of {max(lengths)}: hold out more")
+    check_stream(stream, lengths)
     scored = min(SCORED, *lengths)
     ends = [max(lengths) + end for end in evenly_spread(len(stream) - max(lengths) + 1, windows)]
     losses = {}

@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 import torch
 from torch.nn import functional as F
 
+from bamboo.cli import main
 from bamboo.errors import InputError
 from bamboo.shapes import Shape
 from bamboo.study.claims import claims
@@ -19,7 +20,7 @@ from bamboo.study.results import Outcome, Results, read_results
 from bamboo.text.encoder import build_config, build_model
 from tests.runs import CONFIGS
 
-from .tiny import rows, run_here, tiny
+from .tiny import rows, run_here, tiny, written
 
 CLS = 2
 LENGTHS = [16, 32, 64]
@@ -55,6 +56,14 @@ def test_a_model_is_asked_for_no_more_than_its_positions():
 def test_a_text_that_is_too_short_is_refused():
     with pytest.raises(InputError, match="30 held-out tokens are less than a window of 64"):
         losses_by_length(model_of("none"), stream()[:30], CLS, LENGTHS, windows=2)
+
+
+def test_that_it_is_too_short_shows_before_anything_runs(tmp_path, capsys):
+    shapes, long = [{"depth": 1, "width": 32, "heads": 2}], {"lengths": [62, 10**6]}
+    path = written(tmp_path, objectives=objectives(1), shapes=shapes, seeds=1, evaluation=long)
+    assert main(["study", "--config", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "less than a window of 1000000" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 def objectives(steps):
