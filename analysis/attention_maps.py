@@ -23,6 +23,7 @@ HIDDEN = torch.finfo(torch.float16).min / 2
 class ObservedAttention:
     """What softmax was taken of, scale and masks included, and its result: (batch, heads, tokens, tokens) in fp32.
 
+    Where keys and values are compressed there are fewer keys: (batch, heads, tokens, keys).
     Under `AttnScale` the maps are those that its tokens are mixed by, where a number may be negative.
     """
 

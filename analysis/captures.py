@@ -27,7 +27,7 @@ class State:
             the two branches of a block add to it, `maps` what attention did.
         tokens: (batch, tokens, width); at `maps` what the heads gave together, before any layer scale.
         before: (batch, tokens, width); at a branch the stream that it is added to, at `maps` what attention read.
-        attention: at `maps` alone: logits and probabilities (batch, heads, tokens, tokens) in fp32.
+        attention: at `maps` alone: logits and probabilities (batch, heads, tokens, keys) in fp32.
     """
 
     layer: int

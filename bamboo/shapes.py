@@ -162,10 +162,16 @@ def encoder_parameters(shape: Shape, patches: Patches) -> int:
     return embedding + shape.parameters + 2 * shape.width
 
 
-def encoder_flops(shape: Shape, patches: Patches, tokens: int | None = None) -> int:
-    """Forward FLOPs of the encoder for one image, with `tokens` visible patches (all by default) and a class token."""
+def encoder_flops(
+    shape: Shape, patches: Patches, tokens: int | None = None, kv_ratio: int = 1, kv_blocks: int = 0
+) -> int:
+    """Forward FLOPs of the encoder for one image, with `tokens` visible patches (all by default) and a class token.
+
+    In `kv_blocks` of its blocks keys and values are compressed by `kv_ratio`, see `bamboo.vision.kv_compression`.
+    """
     tokens = patches.count if tokens is None else tokens
-    return 2 * tokens * patches.values * shape.width + shape.flops(tokens + 1)
+    saved = kv_blocks * 4 * shape.width * (tokens + 1) * (tokens - tokens // kv_ratio**2)
+    return 2 * tokens * patches.values * shape.width + shape.flops(tokens + 1) - saved
 
 
 def decoder_parameters(shape: Shape, encoder: Shape, patches: Patches) -> int:

@@ -2,18 +2,21 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from bamboo.checkpoints.loading import load_encoder
+from bamboo.checkpoints.loading import classifier_tensors, load_encoder
 from bamboo.checkpoints.reading import read_source
 from bamboo.checkpoints.starting import check_encoder
 from bamboo.errors import InputError
+from bamboo.reports import Report
 from bamboo.shapes import Patches, Shape, find_shape
 from bamboo.tables import table
 from bamboo.vision.encoder import build_encoder
+from bamboo.vision.kv_compression import KVCompression, compress, compression_of
 from bamboo.vision.pixels import PixelScale
 
 SCRATCH = "scratch"
@@ -47,8 +50,43 @@ def make_encoder(
     wanted = {name: options[name] for name in ("layer_scale", "attention") if options.get(name) not in (None, "plain")}
     check_encoder(str(source), encoder, None if shape is None else find_shape(shape), patch_size, wanted)
     scale = checkpoint.scale
+    if options.get("kv_compression"):
+        report = _compress(encoder, report, KVCompression.of(options["kv_compression"]))
     print(report)
     return encoder, scale if scale.mean.numel() == in_chans else PixelScale(in_chans)
+
+
+def _compress(encoder: VisionTransformer, report: Report, wanted: KVCompression) -> Report:
+    """Compress keys and values, and report the weights that are new; an encoder that does so must agree."""
+    has, asked = compression_of(encoder), {"ratio": wanted.ratio, "from_block": wanted.first(len(encoder.blocks))}
+    if has is None:
+        return replace(report, fresh=tuple(compress(encoder, wanted)))
+    if has != asked:
+        raise InputError(f"{report.source} has kv_compression {has}, and model.init_args.kv_compression says {asked}")
+    return report
+
+
+def keep_head_of(source: str | Path | None, model: VisionTransformer) -> list[str]:
+    """Give a classifier the head of another one, with its norm or pooling; the names of its classes.
+
+    Raises:
+        InputError: where the source has no head, or another one than the model.
+    """
+    checkpoint = None if source in (None, SCRATCH) else read_source(source)
+    if checkpoint is None or checkpoint.head is None:
+        raise InputError(f"keep_head: {source} has no head: give a classifier as encoder, or set keep_head to false")
+    tensors, parts = classifier_tensors(checkpoint), ("head.", "fc_norm.", "attn_pool.")
+    expected = {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
+    for name, weight in expected.items():
+        shape = tuple(tensors[name].shape) if name in tensors else "missing"
+        if checkpoint.head.pool != model.global_pool or shape != tuple(weight.shape):
+            raise InputError(
+                f"keep_head: the head of {source} has pool {checkpoint.head.pool} and {name} {shape}, and here they "
+                f"are {model.global_pool} and {tuple(weight.shape)}: set pool, num_classes and batch_norm alike"
+            )
+    model.load_state_dict({name: tensors[name] for name in expected}, strict=False)
+    print(f"  the head is kept: {', '.join(expected)}")
+    return list(checkpoint.head.classes)
 
 
 def learning_rates(groups: Sequence[Mapping[str, Any]], peak: float) -> str:

@@ -2,9 +2,74 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from bamboo.errors import InputError
+
+
+@dataclass
+class Matching:
+    """What labels of data are among the classes of a model.
+
+    Args:
+        classes: names of the model's classes.
+        data: names of the classes of the data.
+        places: of each class of the data among the model's (data classes,), -1 for one without images; None where the
+            two are the same.
+        absent: which classes of the model are none of the data's (classes,), and compete with none; None where all do.
+    """
+
+    classes: list[str]
+    data: list[str]
+    places: Tensor | None = None
+    absent: Tensor | None = None
+
+    @classmethod
+    def by_name(cls, classes: list[str], data: list[str]) -> "Matching":
+        """Of classes that have the same names, in any order. Raises `InputError` where they have others."""
+        return cls(classes, data, None if data == classes else torch.tensor(class_order(classes, data)))
+
+    @classmethod
+    def by_map(cls, classes: list[str], data: list[str], class_map: str, present: list[int]) -> "Matching":
+        """Of data that may have fewer classes, by a class map.
+
+        Args:
+            classes: as above.
+            data: as above; a source may name more classes than it has images of.
+            class_map: see `mapped_classes`, which raises `InputError`.
+            present: numbers of the classes that there are images of.
+        """
+        found = torch.tensor(mapped_classes(classes, [data[label] for label in present], class_map))
+        places = torch.full([len(data)], -1).index_copy(0, torch.tensor(present), found)
+        return cls(classes, data, places, torch.ones(len(classes), dtype=torch.bool).index_fill(0, found, False))
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Labels of the data (B,) as numbers of the model's classes."""
+        if self.places is None:
+            return labels
+        self.places = self.places.to(labels.device)
+        return self.places[labels]
+
+    def competing(self, logits: Tensor) -> Tensor:
+        """Logits (B, classes), minus infinity for the classes that compete with none."""
+        if self.absent is None:
+            return logits
+        self.absent = self.absent.to(logits.device)
+        return logits.masked_fill(self.absent, -torch.inf)
+
+    def name(self, label: int) -> str:
+        """What the model calls a class of the data."""
+        return self.data[label] if self.places is None else self.classes[int(self.places[label])]
+
+    def __str__(self) -> str:
+        if self.places is None or self.absent is None:
+            return f"{len(self.data)} classes, those of the model"
+        present, competing = int((self.places >= 0).sum()), int((~self.absent).sum())
+        return f"{present} classes of the data are {competing} of the model's {len(self.classes)}; no other competes"
 
 
 def class_order(model: Sequence[str], data: Sequence[str]) -> list[int]:

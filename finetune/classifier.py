@@ -34,11 +34,12 @@ from bamboo.vision.encoder import (
 )
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.image_data import ImageData
+from bamboo.vision.kv_compression import KVCompression
 from bamboo.vision.pixels import PixelScale
 from bamboo.vision.views import seed_streams
 
-from .building import SCRATCH, ImageSize, learning_rates, make_encoder
-from .classes import class_order, mapped_classes
+from .building import SCRATCH, ImageSize, keep_head_of, learning_rates, make_encoder
+from .classes import Matching
 
 FINE_TUNING = Recipe(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, weight_decay=0.05, betas=(0.9, 0.999))
 """What He et al. 2022 fine-tune ViT-B with."""
@@ -79,6 +80,10 @@ class Classifier(TrainingModule):
         init: how fresh weights are drawn, as for the masked autoencoder.
         layer_scale: as for the masked autoencoder; a pretrained encoder keeps what it has, and must agree.
         attention: likewise; `plain` asks for nothing of a pretrained encoder.
+        kv_compression: let the upper blocks attend to fewer keys and values than there are tokens, see
+            `bamboo.vision.kv_compression.KVCompression`. A pretrained encoder that does not gets new weights for that,
+            which start as a mean; one that does keeps what it has, and must agree.
+        keep_head: where the encoder is that of a classifier, start from its head too, and call classes as it does.
 
     Raises:
         InputError: where two of these contradict each other or the encoder.
@@ -112,6 +117,8 @@ class Classifier(TrainingModule):
         init: Init = "mae",
         layer_scale: float | None = None,
         attention: AttentionKind = "plain",
+        kv_compression: KVCompression | None = None,
+        keep_head: bool = False,
     ) -> None:
         arguments = plain_arguments(locals())
         super().__init__(recipe)
@@ -119,7 +126,8 @@ class Classifier(TrainingModule):
             raise InputError(
                 "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
             )
-        options = {"init": init, "layer_scale": layer_scale, "attention": attention}
+        options: dict[str, Any] = {"init": init, "layer_scale": layer_scale, "attention": attention}
+        options["kv_compression"] = kv_compression
         self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans, **options)
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
         own = scale.statistics()
@@ -133,12 +141,13 @@ class Classifier(TrainingModule):
         _freeze(self.model, freeze)
         self.train()  # a loaded encoder is in evaluation mode
         self.num_classes, self.has_weights = num_classes, encoder is not None
-        self.classes, self._named = [str(number) for number in range(num_classes)], False
-        self._data_classes: list[str] | None = None
-        self._class_map: str | None = None
-        self._label_order: Tensor | None = None
-        self._absent: Tensor | None = None
-        self._present: list[int] = []
+        self.classes, self._named = [str(number) for number in range(num_classes)], keep_head
+        if keep_head:
+            self.classes = keep_head_of(encoder, self.model)
+        self._data: tuple[list[str], str | None, list[int]] | None = (
+            None  # classes, class map, numbers of those present
+        )
+        self.matching: Matching | None = None
         self.freeze_encoder, self.seed, self.compile_blocks = freeze, seed, compile
         self.layer_decay, self.layer_decay_depth = layer_decay, layer_decay_depth
         self.label_smoothing, self.mixing = label_smoothing, _mixing(mixup, cutmix, label_smoothing, num_classes)
@@ -151,6 +160,7 @@ class Classifier(TrainingModule):
         """Arguments as they turned out to be; a checkpoint has its weights and needs no encoder."""
         return {
             "encoder": None,
+            "keep_head": False,
             "shape": asdict(self.shape),
             **asdict(self.patches),
             **options_of(self.model),
@@ -164,9 +174,9 @@ class Classifier(TrainingModule):
             hint = f"--model.init_args.encoder CHECKPOINT, or {SCRATCH!r} for fresh weights"
             raise InputError(f"there is no encoder to start from: give {hint}")
         data = getattr(self.trainer, "datamodule", None)
-        self._data_classes, self._class_map = None, getattr(data, "class_map", None)
+        self._data = self.matching = None
         # Without a class map predictions are not compared with labels.
-        if data is not None and (stage != "predict" or self._class_map):
+        if data is not None and (stage != "predict" or getattr(data, "class_map", None)):
             self._check_data(data)
         if stage in ("validate", "predict") and not self.trainer.ckpt_path and self._head_is_fresh():
             raise InputError("the head of this classifier is untrained: give its checkpoint as --ckpt_path")
@@ -176,75 +186,48 @@ class Classifier(TrainingModule):
         return torch.equal(next(self.model.head.parameters()).detach().cpu(), self._fresh_head)
 
     def _check_data(self, data: Any) -> None:
+        class_map = getattr(data, "class_map", None)
         if not data.num_classes:
             raise InputError("the data have no classes: expected one sub-folder of images per class")
-        if data.num_classes != self.num_classes and not self._class_map:
+        if data.num_classes != self.num_classes and not class_map:
             raise InputError(
                 f"the data have {data.num_classes} classes and the model {self.num_classes}: "
                 f"set model.init_args.num_classes to {data.num_classes}"
             )
         if self.mixing and data.batch_size % 2:
             raise InputError(f"mixup and cutmix pair images: data.init_args.batch_size {data.batch_size} must be even")
-        self._data_classes = list(data.classes)
         labels = data.sources.val.labels if isinstance(data, ImageData) else torch.arange(data.num_classes).numpy()
         if labels.min() < 0:
             raise InputError(
                 f"{(labels < 0).sum()} of {len(labels)} images to validate on have no label: leave them out"
             )
-        self._present = np.unique(labels).tolist()
-        if self._class_map:
-            if self._named or not self.trainer.ckpt_path:  # else the checkpoint is yet to say what it calls its classes
-                self._match_classes(self.classes)
-            return
-        self._match_classes(self.classes if self._named else self._data_classes)
+        self._data = list(data.classes), class_map, np.unique(labels).tolist()
+        if not class_map:
+            self._match_classes(self.classes if self._named else list(data.classes))
+        elif self._named or not self.trainer.ckpt_path:  # else the checkpoint is yet to say what it calls its classes
+            self._match_classes(self.classes)
 
     def _match_classes(self, classes: list[str]) -> None:
-        """Let the logits stand for `classes`, and find the place of each class of the data among them.
-
-        Raises:
-            InputError: where the data have other classes.
-        """
-        self.classes, self._named, self._label_order, self._absent = classes, True, None, None
-        if self._data_classes is None:
-            return
-        if self._class_map:
-            # A source may name more classes than it has images of.
-            names = [self._data_classes[label] for label in self._present]
-            places = torch.tensor(mapped_classes(classes, names, self._class_map))
-            order = torch.full([len(self._data_classes)], -1)
-            self._label_order = order.index_copy(0, torch.tensor(self._present), places)
-            self._absent = torch.ones(len(classes), dtype=torch.bool).index_fill(0, places, False)
+        """Let the logits stand for `classes`. Raises `InputError` where the data have other ones."""
+        self.classes, self._named, self.matching = classes, True, None
+        if self._data is not None:
+            data, class_map, present = self._data
+            if class_map is None:
+                self.matching = Matching.by_name(classes, data)
+                return
+            self.matching = Matching.by_map(classes, data, class_map, present)
             if self.trainer.is_global_zero:
-                competing = f"{len(set(places.tolist()))} of the model's {len(classes)}"
-                print(f"{len(names)} classes of the data are {competing}; no other competes")
-        elif self._data_classes != classes:
-            self._label_order = torch.tensor(class_order(classes, self._data_classes))
-
-    def label_name(self, label: int) -> str:
-        """What the model calls class number `label` of the data that it was set up for."""
-        assert self._data_classes is not None
-        return self._data_classes[label] if self._label_order is None else self.classes[int(self._label_order[label])]
+                print(self.matching)
 
     def _own_labels(self, labels: Tensor) -> Tensor:
-        """Labels of the data (B,) as numbers of the model's classes."""
-        if self._label_order is None:
-            return labels
-        self._label_order = self._label_order.to(labels.device)
-        return self._label_order[labels]
+        return labels if self.matching is None else self.matching.labels(labels)
 
     def _scores(self, images: Tensor) -> Tensor:
-        """Logits (B, classes), minus infinity for the classes that a class map leaves out.
-
-        Raises:
-            Diverged: where one is not finite before that.
-        """
+        """Logits (B, classes) of the classes that compete. Raises `Diverged` where one is not finite."""
         logits: Tensor = self(images)
         if not logits.isfinite().all():
             raise Diverged("the answers of the classifier are not finite: its weights have diverged")
-        if self._absent is None:
-            return logits
-        self._absent = self._absent.to(logits.device)
-        return logits.masked_fill(self._absent, -torch.inf)
+        return logits if self.matching is None else self.matching.competing(logits)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) in fp32 of byte images (B, C, H, W), or of standardised floats."""
@@ -339,9 +322,9 @@ class Classifier(TrainingModule):
         Raises:
             InputError: for a checkpoint of another model, or of other classes than those of the data.
         """
-        saved = in_todays_words(checkpoint.get("hyper_parameters", {}))
+        saved = {"kv_compression": None, **in_todays_words(checkpoint.get("hyper_parameters", {}))}
         sizes = ("num_classes", "shape", "image_size", "patch_size", "in_chans", "pool", "batch_norm")
-        for key in (*sizes, "layer_scale", "attention"):
+        for key in (*sizes, "layer_scale", "attention", "kv_compression"):
             if saved.get(key) != self.hparams[key]:
                 raise InputError(
                     f"the checkpoint has {key} {saved.get(key)} and the configuration {self.hparams[key]}: "

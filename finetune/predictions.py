@@ -60,7 +60,7 @@ class PredictionWriter(Callback):
         A class has the model's name. A label has the model's name under a class map, else that of the data.
         """
         rows, source = in_order(self.parts[0]), data.predict_source()
-        name = module.label_name if getattr(data, "class_map", None) else data.classes.__getitem__
+        name = module.matching.name if getattr(data, "class_map", None) else data.classes.__getitem__
         rows["file"] = rows["number"].map(source.name)
         rows["label"] = rows["label"].map(lambda label: name(label) if label >= 0 else "")
         for column in (column for column in rows if column.startswith("predicted")):

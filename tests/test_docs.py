@@ -55,7 +55,7 @@ IMAGES = [
 ]
 FOR_TRAINING = {
     "finetune/(glue|texts)": QUICK[:-4],
-    "finetune/imagenet": [*IMAGES, "--model.init_args.num_classes", "2"],
+    "finetune/(imagenet|high_resolution|scratch$)": [*IMAGES, "--model.init_args.num_classes", "2"],
     "finetune/": IMAGES,
     "pretrain/text_": [
         *(*SHAPE, "--model.init_args.recipe.effective_batch", "0", *QUICK, "--data.init_args.block_length", "32"),

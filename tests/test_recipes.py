@@ -33,7 +33,7 @@ PATCH = {"base": 16, "large": 16, "huge": 14}  # He et al. 2022 and Dosovitskiy 
 COMMON = {
     "recipe": {"optimizer": "adamw", "eps": 1e-8, "schedule": "cosine", "warmup_share": None, "min_lr": 0.0},
     "data": {"repeat": 1, "flip": 0.5, "image_size": 224, "in_chans": 3, "fraction": 1.0, "shots": None},
-    "model": {"init": "mae", "layer_scale": None, "attention": "plain"},
+    "model": {"init": "mae", "layer_scale": None, "attention": "plain", "kv_compression": None},
     "trainer": {"gradient_clip_val": None, "precision": "bf16-mixed", "accumulate_grad_batches": 1, "max_steps": -1},
 }
 # github.com/facebookresearch/mae: PRETRAIN.md (64 x 8 x 8 images, 800 epochs) and main_pretrain.py.
@@ -86,6 +86,16 @@ ATTENTIVE = {
     "model": PLAIN_HEAD | UNMIXED | {"pool": "map", "freeze": True, "head_init_std": 0.01},
     "data": {"batch_size": 128, "crop_scale": 0.08, "augment": None, "erase": 0.0},
     "trainer": {"max_epochs": 50},
+}
+# Our own choice too. Mixing and augmentation are those of fine-tuning; no rate falls from layer to layer.
+HIGH_RESOLUTION = {
+    "recipe": {"base_lr": 2e-5, "min_lr": 1e-6, "warmup_epochs": 1, "weight_decay": 0.05, "betas": [0.9, 0.999]},
+    "batch": 512,
+    "model": PLAIN_HEAD
+    | STRONG
+    | {"image_size": 448, "pool": "avg", "drop_path": 0.1, "keep_head": True, "grad_checkpointing": True},
+    "data": RANDAUGMENT | {"image_size": 448, "batch_size": 32},
+    "trainer": {"max_epochs": 10},
 }
 # Base: github.com/facebookresearch/deit, main.py (5e-4 for 512 images, so 2.5e-4 for 256), no repeated augmentation.
 SCRATCH = {
@@ -158,6 +168,7 @@ def image_tables():
         "finetune/imagenet": ("finetune", FINE_TUNING, FINE_TUNING_SIZES),
         "finetune/linear": ("linear", LINEAR, {}),
         "finetune/attentive": ("attentive", ATTENTIVE, {}),
+        "finetune/high_resolution": ("high-resolution", HIGH_RESOLUTION, {}),
         "finetune/scratch": ("scratch", SCRATCH, {"large": SCRATCH_LARGE, "huge": SCRATCH_LARGE}),
     }
     for family, (run, table, by_size) in families.items():

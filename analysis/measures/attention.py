@@ -26,7 +26,12 @@ def attention_entropy(attention: Tensor, mask: Tensor | None = None, visible: Te
 
 @in_fp32
 def second_singular_value(attention: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The second largest singular value of an attention map (batch, heads, tokens, tokens): (batch, heads)."""
+    """The second largest singular value of an attention map (batch, heads, tokens, tokens): (batch, heads).
+
+    A map to fewer keys than there are queries takes tokens to no tokens, and has NaN.
+    """
+    if attention.shape[-1] != attention.shape[-2]:
+        return attention.new_full(attention.shape[:2], torch.nan)
     allowed = pairs(attention, mask)
     kept = attention.masked_fill(~allowed, 0.0)
     finite = kept.isfinite().all(dim=(2, 3))

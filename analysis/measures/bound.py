@@ -23,8 +23,10 @@ def smoothing_rate(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     ||HC[softmax(P) X]|| <= this factor x ||HC[X]|| for logits |P_ij| <= a: the single-head form of the rate. Where a
     pair of tokens is masked (a logit of minus infinity, as in local attention) it is sqrt(n), which bounds any
     attention. Logits (batch, heads, tokens, tokens) include scale and masks; `mask` (batch, tokens) is true for the n
-    tokens that take part.
+    tokens that take part. Where keys are not those of the tokens (fewer of them) it is not defined, and NaN.
     """
+    if logits.shape[-1] != logits.shape[-2]:
+        return logits.new_full(logits.shape[:2], torch.nan)
     allowed = pairs(logits, mask)
     largest = logits.masked_fill(~allowed, 0.0).abs().amax((2, 3))
     count = allowed.sum((2, 3)).sqrt()

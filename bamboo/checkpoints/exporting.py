@@ -48,6 +48,8 @@ def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], o
     model = read_source(checkpoint)
     if model.arguments["attention"] != "plain":
         raise InputError(f"{checkpoint} has attention {model.arguments['attention']}, which no format of others knows")
+    if model.arguments["kv_compression"]:
+        raise InputError(f"{checkpoint} compresses keys and values, which no format of others knows")
     if format == "timm":
         return _write_timm(model, Path(out))
     if model.head is None:

@@ -19,6 +19,7 @@ from bamboo.shapes import Patches, find_shape
 from bamboo.vision.dape import set_grid
 from bamboo.vision.encoder import build_encoder, set_norm_eps
 from bamboo.vision.heads import plain_head
+from bamboo.vision.kv_compression import fit_grid
 from bamboo.vision.mae import MaskedAutoencoder, build_mae
 from bamboo.vision.pixels import PixelScale
 
@@ -176,7 +177,9 @@ def _plain_vit(checkpoint: Checkpoint, tensors: Tensors, **options: Any) -> Visi
     shape, patches = find_shape(checkpoint.arguments["shape"]), checkpoint.patches
     if "patch_embed.proj.weight" in tensors:
         patches = replace(patches, in_chans=tensors["patch_embed.proj.weight"].shape[1])
-    known = {key: checkpoint.arguments[key] for key in ("init", "layer_scale", "attention", "qkv_bias")}
+    known = {
+        key: checkpoint.arguments[key] for key in ("init", "layer_scale", "attention", "kv_compression", "qkv_bias")
+    }
     return build_encoder(shape, patches, **known, **options)
 
 
@@ -230,6 +233,7 @@ def _resize(encoder: VisionTransformer, image_size: ImageSize | None) -> list[st
     patches = Patches.of(image_size, encoder.patch_embed.patch_size[0])
     encoder.set_input_size(patches.image_size)
     set_grid(encoder)
+    fit_grid(encoder)
     encoder.pos_embed.requires_grad_(trained)
     if patches.grid == before:
         return []

@@ -24,6 +24,7 @@ from bamboo.vision.pixels import PixelScale
 ImageSize = int | tuple[int, int]
 DEFAULTS = {name: option.default for name, option in inspect.signature(build_mae).parameters.items()}
 KNOWN = {**DEFAULTS, "mean": None, "std": None, "layer_norm_eps": None, "learned_positions": None, "qkv_bias": True}
+KNOWN |= {"kv_compression": None}
 """What is kept of a model's description, and what holds where the source says nothing."""
 
 

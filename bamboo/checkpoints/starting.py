@@ -41,6 +41,8 @@ def start(mae: MaskedAutoencoder, source: str | Path, stack: Stack | None = None
     """
     patches = patches_of(mae.encoder)
     checkpoint = _with_biases(read_source(source, patches.image_size))
+    if checkpoint.arguments["kv_compression"]:
+        raise InputError(f"{source} compresses keys and values on the grid of patches, of which masking leaves none")
     if stack:
         checkpoint = _stacked(checkpoint, len(mae.encoder.blocks), stack)
     with torch.random.fork_rng(devices=[]):

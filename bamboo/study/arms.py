@@ -26,9 +26,10 @@ OWN = tuple(
         "predict_ratio",
         "norm_pix",
         "mix_layers",
+        "kv_compression",
     )
 )
-"""Beginnings of keys of heads, decoders and masks: an objective has them or not, and those that have them agree."""
+"""Beginnings of keys of heads, decoders, masks and the like: an objective has them or not, and those that do agree."""
 
 FRESH = tuple(f"model.init_args.{name}" for name in ("init", "layer_scale", "attention"))
 """Keys of an encoder that starts from fresh weights; what follows the training of an objective takes its encoder."""

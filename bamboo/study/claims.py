@@ -16,6 +16,7 @@ EXCESS, ACCURACY = "excess", "accuracy"
 GUESSED = {"masked": "masked_accuracy", "causal": "next_accuracy"}
 """What an objective is judged by where no fine-tuning follows."""
 DOUBLING = "per doubling of depth"
+LONGEST, BEYOND = "loss_longest", "loss_beyond"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,12 @@ class Claim:
 
 def claims(results: Results) -> list[Claim]:
     """Every claim that the objectives, shapes and numbers of a study can be asked about."""
-    return [*(_smoothing(results) if results.has(EXCESS) else ()), *(_scores(results) if slope(results) else ())]
+    smoothing, scores = results.has(EXCESS), bool(slope(results))
+    return [
+        *(_smoothing(results) if smoothing else ()),
+        *(_scores(results) if scores else ()),
+        *(_lengths(results) if results.has(LONGEST) else ()),
+    ]
 
 
 def _smoothing(results: Results) -> Iterator[Claim]:
@@ -70,6 +76,32 @@ def _scores(results: Results) -> Iterator[Claim]:
         if score := _score(results, each):
             statement = "deeper and narrower is worse under supervision"
             yield Claim(statement, score, {DOUBLING: {each: trend}}, sign=-1)
+
+
+def _lengths(results: Results) -> Iterator[Claim]:
+    """Of causal models at lengths beyond that of training: whether positions are needed, and whether adapting helps."""
+    kinds = {series: _positions(results, series) for series in _of_kind(results, "causal")}
+    labels = list(results.study.shapes)
+    for each in (series for series, kind in kinds.items() if kind == ("none", "none")):
+        beyond = {f"at {label}": {each: {label: 1.0}} for label in labels}
+        yield Claim("without positions loss rises beyond the length of training", BEYOND, beyond)
+    for adaptive in ("dape", "dape_v2"):
+        better: dict[str, Contrast] = {
+            f"{positions} at {label}": {static: {label: 1.0}, adapted: {label: -1.0}}
+            for adapted, (positions, how) in kinds.items()
+            for static, kind in kinds.items()
+            for label in labels
+            if how == adaptive and kind == (positions, "none")
+        }
+        if better:
+            yield Claim(f"{adaptive} extrapolates better than static positions of every kind", LONGEST, better)
+
+
+def _positions(results: Results, series: Series) -> tuple[str, str]:
+    """The kind of positions of a causal series, and how they adapt."""
+    settings = results.study.objectives[series.objective].config["model"]["init_args"]
+    settings = {**settings, **{name.split(".")[-1]: value for name, value in series.axes}}
+    return settings.get("positions", "learned"), settings.get("adaptive", "none")
 
 
 def slope(results: Results) -> Weights:

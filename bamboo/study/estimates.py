@@ -68,6 +68,10 @@ def _count(study: Study, cell: Cell, sizes: dict[str, int]) -> tuple[int, float]
         config = run_config(study, cell, Path(cell.name), stage)
         cli = parse(config, f"objective {cell.objective}" + (", then" if stage == "then" else ""))
         module, data, trainer = cli.model, cli.datamodule, config["trainer"]
+        if study.evaluation.lengths and objective.kind == "causal":
+            from .lengths import check_stream
+
+            check_stream(data.text.val, study.evaluation.lengths)
         parameters = max(parameters, sum(p.numel() for p in module.parameters()))
         per_sample, steps = flops_per_sample(module, data), trainer.get("max_steps") or -1
         if steps > 0:

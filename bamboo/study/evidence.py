@@ -18,7 +18,7 @@ RESAMPLES = 10_000
 def table(results: Results, quantity: str, series: Series) -> pd.DataFrame:
     """A quantity of a series, of which seed (rows) and shape (columns); NaN where it is not known.
 
-    Of `excess` it is what training adds. In others a cell that diverged has the lowest value of any finished cell.
+    Of `excess` it is what training adds. In others a cell that diverged has the worst value of any finished cell.
     """
     columns = {label: _values(results, quantity, series, label) for label in results.study.shapes}
     return pd.DataFrame(columns, index=results.study.seeds, dtype=float)
@@ -29,8 +29,9 @@ def _values(results: Results, quantity: str, series: Series, label: str) -> dict
     if quantity == EXCESS:
         untrained = results.values(series, label, "excess_untrained")
         return {seed: value - untrained.get(seed, math.nan) for seed, value in known.items()}
-    lowest = min((done.numbers[quantity] for done in results.done if quantity in done.numbers), default=math.nan)
-    return known | {outcome.cell.seed: lowest for outcome in results.diverged(series, label)}
+    worst = max if quantity.startswith("loss") else min
+    value = worst((done.numbers[quantity] for done in results.done if quantity in done.numbers), default=math.nan)
+    return known | {outcome.cell.seed: value for outcome in results.diverged(series, label)}
 
 
 def sample(results: Results, quantity: str, series: Series, weights: Mapping[str, float]) -> dict[int, float]:

@@ -14,6 +14,7 @@ from .reading import read_study
 from .spec import Cell, Study, check, folder_name
 
 STUDY, RESULT, FAILED, LAYERS = "study.yaml", "result.json", "failed.json", "layers.json"
+LENGTHS = "lengths.json"
 DIFFERENCES = "differences.json"
 
 

@@ -18,7 +18,7 @@ RULE = (
     "A claim is a contrast, a weighted sum of one number over cells: the difference of two cells, or the least-squares "
     "slope over log2(depth) through all shapes, which is the change when depth doubles at equal parameters. Smoothing "
     "is what training adds to excess similarity, (within - between) / (1 - between), after the last block. A seed "
-    "counts where all cells of the contrast are finished. A cell whose training diverged counts with the lowest value "
+    "counts where all cells of the contrast are finished. A cell whose training diverged counts with the worst value "
     "that any finished cell of the study has in the number, and nothing is decided about smoothing where it is; a cell "
     "that failed otherwise leaves its seed out. Two objectives are compared seed by seed where they have the same "
     "seeds, which stand for the same first weights and order of samples, and as two samples (Welch) where they have "

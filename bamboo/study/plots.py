@@ -174,6 +174,24 @@ def plot_course(results: Results, measure: str, against: str) -> Figure:
     return figure
 
 
+def plot_lengths(results: Results) -> Figure:
+    """Loss by the length of held-out text: a line through the means over seeds, and a band over all of them."""
+    with style():
+        figure, (panels,) = _panels(results, "tokens", ["loss of the last tokens"])
+        for label, axis in panels.items():
+            for series in results.series:
+                losses = [outcome.lengths for outcome in results.of(series, label) if outcome.lengths]
+                if losses:
+                    lengths, colour = [*losses[0]], _colour(results, series)
+                    rows = np.array([[loss[length] for length in lengths] for loss in losses])
+                    axis.plot(lengths, rows.mean(0), _mark(results, series) + "-", color=colour, markersize=3.5)
+                    axis.fill_between(lengths, rows.min(0), rows.max(0), color=colour, alpha=0.18, linewidth=0)
+            axis.relim()  # without zero, which has no place here
+            axis.set_xscale("log", base=2)
+        _legend(figure, results)
+    return figure
+
+
 def _along(course: Course, against: str) -> NDArray[np.float64]:
     return np.asarray(getattr(course, against), dtype=np.float64)
 

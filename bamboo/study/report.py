@@ -15,7 +15,7 @@ from .courses import RECENT
 from .folders import DIFFERENCES
 from .judging import RULE, Judgement, judge
 from .pictures import plot_maps, plot_reconstructions
-from .plots import ALONG, plot_course, plot_layers, plot_numbers, plot_pairs
+from .plots import ALONG, plot_course, plot_layers, plot_lengths, plot_numbers, plot_pairs
 from .results import FINETUNED, NUMBERS, SHARES, TRAIN, UNTRAINED, VISIBLE, WHOLE, Outcome, Results, write_tables
 
 MAIN = (
@@ -101,6 +101,7 @@ def _sections(results: Results, judgements: Sequence[Judgement], out: Path) -> I
     if results.done:
         yield from _similarity(results)
         yield from _scores(results)
+        yield from _lengths(results)
         yield from _pictures(results)
     text = "Means over seeds; in brackets the lowest and the highest."
     yield Section("All cells, by shape", text, table=_means(results))
@@ -212,6 +213,24 @@ def _scores(results: Results) -> Iterator[Section]:
         yield Section("Scores against smoothing", text, plot_pairs(results, "excess", measured), "scores_by_excess")
 
 
+def _lengths(results: Results) -> Iterator[Section]:
+    lengths = sorted({length for outcome in results.done for length in outcome.lengths})
+    if not lengths:
+        return
+    rows = []
+    for series in results.series:
+        for label in results.study.shapes:
+            losses = [outcome.lengths for outcome in results.of(series, label)]
+            by_length = [[loss[length] for loss in losses if length in loss] for length in lengths]
+            rows.append([series.label, label, *(_mean("loss", values) for values in by_length)])
+    text = (
+        "Loss of the last tokens of windows of held-out text, the same tokens at every length. Lines are means over "
+        "seeds, bands reach from the lowest seed to the highest."
+    )
+    head = ["objective", "shape", *(f"{length:,}" for length in lengths)]
+    yield Section("Loss by length of text", text, plot_lengths(results), "lengths", Table(head, rows))
+
+
 def _pictures(results: Results) -> Iterator[Section]:
     """Of the cells of the first seed that has any, for cells of one seed hold out the same images."""
     seed = min((outcome.cell.seed for outcome in results.done), key=results.study.seeds.index)
@@ -299,7 +318,10 @@ def _settings(results: Results) -> Iterator[list[str]]:
     study = results.study.to_dict()
     yield from ([name, str(study[name])] for name in ("seeds", "axes", "threads", "launch") if name in study)
     for name, value in study["evaluation"].items():
-        yield [f"evaluation: {name.replace('_', ' ')}", ", ".join(value) if isinstance(value, list) else str(value)]
+        yield [
+            f"evaluation: {name.replace('_', ' ')}",
+            ", ".join(map(str, value)) if isinstance(value, list) else str(value),
+        ]
     for name, objective in results.study.objectives.items():
         for stage, config in ((name, objective.config), (f"{name}, then", objective.then)):
             if config:

@@ -16,7 +16,7 @@ from bamboo.files import read_json, write_text
 
 from .changes import united
 from .courses import SIMILARITIES, Course, read_course
-from .folders import FAILED, LAYERS, RESULT, cell_folder, cell_state, load_stored
+from .folders import FAILED, LAYERS, LENGTHS, RESULT, cell_folder, cell_state, load_stored
 from .spec import Cell, Study, check
 
 NUMBERS = {
@@ -36,6 +36,8 @@ NUMBERS = {
     "perplexity": "perplexity",
     "masked_accuracy": "hidden tokens guessed right",
     "next_accuracy": "next tokens guessed right",
+    "loss_longest": "loss at the greatest length",
+    "loss_beyond": "rise of loss to the greatest length",
     "most_frequent_token": "by the most frequent token",
     "accuracy": "accuracy",
     "nearest_neighbours": "nearest neighbours",
@@ -115,6 +117,12 @@ class Outcome:
         """Accuracy of the linear probe of each layer, by the name of its number; of texts there are none."""
         path = self.folder / LAYERS
         return read_json(path) if path.is_file() else {}
+
+    @cached_property
+    def lengths(self) -> dict[int, float]:
+        """Loss by the length of windows of held-out text, of a causal model that was evaluated so."""
+        path = self.folder / LENGTHS
+        return {int(length): loss for length, loss in read_json(path).items()} if path.is_file() else {}
 
     def curve(self, measure: str, label: str) -> NDArray[np.float64] | None:
         """A measure, or probe of the trained encoder, by layer (layers,); None where the cell has none."""
@@ -240,6 +248,8 @@ def write_tables(results: Results, out: Path) -> list[Path]:
         "training": pd.DataFrame(_courses(results), columns=["cell", *COURSE, "file"]),
         "costs": pd.DataFrame(costs),
     }
+    if lengths := [[o.cell.name, length, loss] for o in results.done for length, loss in o.lengths.items()]:
+        tables["lengths"] = pd.DataFrame(lengths, columns=["cell", "length", "loss"])
     return [
         write_text(out / f"{name}.csv", table.to_csv(index=False, na_rep="nan" if name == "layers" else ""))
         for name, table in tables.items()

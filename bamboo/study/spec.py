@@ -19,6 +19,7 @@ UNEQUAL = 0.02
 """Shapes of a ladder may differ in what is equal by this share of the first one's."""
 
 MARGINS = {"accuracy": 0.005, "masked_accuracy": 0.005, "next_accuracy": 0.005, "excess": 0.02}
+MARGINS |= {"loss_longest": 0.02, "loss_beyond": 0.02}
 """Numbers that claims are about, and below what size a difference is none, unless a study says otherwise."""
 
 SHORT = {
@@ -27,6 +28,8 @@ SHORT = {
     "init": "model.init_args.init",
     "attention": "model.init_args.attention",
     "base_lr": "model.init_args.recipe.base_lr",
+    "positions": "model.init_args.positions",
+    "adaptive": "model.init_args.adaptive",
 }
 """Keys that have a short name as axes and in `tune`; any other is the path of a key of the configuration."""
 
@@ -66,6 +69,9 @@ class Evaluation:
             spaced in log steps, for it moves most at first.
         probe_samples: training samples, and held-out ones, at most for nearest neighbours and the linear probe.
         pictures: held-out images that are reconstructed and mapped.
+        lengths: of windows of held-out text, in tokens, at which causal models are evaluated (`bamboo.study.lengths`).
+            The least should be that of training, of which a block asks for all tokens but two.
+        windows: of each length, at most.
     """
 
     samples: int = 256
@@ -75,6 +81,8 @@ class Evaluation:
     probe_samples: int = 10_000
     probe_epochs: int = 50
     pictures: int = 3
+    lengths: list[int] = field(default_factory=list)
+    windows: int = 32
 
 
 @dataclass(frozen=True)
@@ -274,6 +282,10 @@ def check(study: Study) -> Study:
                 raise InputError(f"{field_name}.{name} must be above 0, got {size}")
     _check_budget(study)
     _check_ladder(study)
+    if (lengths := study.evaluation.lengths) and (len(set(lengths)) < 2 or min(lengths) < 1):
+        raise InputError(f"evaluation.lengths must be two or more, all positive, got {lengths}")
+    if lengths and not any(objective.kind == "causal" for objective in study.objectives.values()):
+        raise InputError("evaluation.lengths is for causal language models, and no objective is of kind causal")
     for name, values in study.axes.items():
         if any(isinstance(value, dict) for value in values):
             raise InputError(f"axes.{name}: a value is a mapping of keys; give an axis for each key, as in {name}.KEY")

@@ -12,6 +12,7 @@ from bamboo.files import read_file
 from bamboo.fit.lightning import build
 
 from .folders import checkpoint
+from .lengths import measure_lengths
 from .results import TRAIN, UNTRAINED, WHOLE
 from .spec import Cell, Study
 
@@ -44,4 +45,7 @@ def measure(study: Study, cell: Cell, folder: Path) -> tuple[dict[str, Profile],
     for label, state, loader in ((UNTRAINED, "start", held_out), (WHOLE, "last", held_out), (TRAIN, "last", train)):
         module.load_state_dict(read_file(folder / "train" / f"{state}.ckpt")["state_dict"])
         profiles[label] = profile(encoder, loader, study.evaluation.measures)
+    if study.evaluation.lengths and study.objectives[cell.objective].kind == "causal":
+        module.load_state_dict(last["state_dict"])
+        numbers |= measure_lengths(encoder.eval(), data, study.evaluation.lengths, study.evaluation.windows, folder)
     return profiles, numbers

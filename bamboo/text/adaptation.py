@@ -4,16 +4,26 @@ It gives what is added to scores S and biases B beside them, logits = S + B + f(
 positions `none` and `rotary`, it reads the scores alone. Each layer has one of its own, as in the published code.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from bamboo.text.positions import mix
 
 Adaptive = Literal["none", "dape", "dape_v2"]
 
 WIDTH = 32
 """Hidden units of the network."""
+
+SLOPE = 0.01
+"""Of LeakyReLU below zero."""
+
+CACHED_PAIRS, PAIRS_ON_GPU = 1 << 14, 1 << 22
+"""Pairs of a query and a key, over a batch, that `dape` has the hidden units of at a time, on a CPU and on a GPU."""
 
 
 class Dape(nn.Module):
@@ -31,9 +41,65 @@ class Dape(nn.Module):
             bias: of the same shape, or without its batch.
             seen: is not looked at: no pair reads another, so what is not seen can be masked afterwards.
         """
-        pairs = _beside(scores, bias).movedim(1, -1)
-        added: Tensor = self.outer(F.leaky_relu_(self.inner(pairs)))
-        return added.movedim(-1, 1)
+        bias = bias[None] if bias is not None and bias.ndim == 3 else bias
+        tensors = bias, self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias
+        same = [tensor if tensor is None else tensor.to(scores.dtype) for tensor in tensors]
+        added: Tensor = _Pairwise.apply(scores, *same)
+        return added
+
+
+class _Pairwise(torch.autograd.Function):
+    """The network of `Dape` over some queries at a time, whose hidden units the backward pass computes again.
+
+    By autograd each part would leave gradients of the whole behind, which takes longer than the network does.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, bias: Tensor | None, inner: Tensor, first: Tensor, outer: Tensor, second: Tensor
+    ) -> Tensor:
+        """What is added to the logits, of matrices `inner` and `outer` and the vectors that follow them."""
+        ctx.save_for_backward(scores, bias, inner, first, outer)
+        added = torch.empty_like(scores)
+        for rows in _rows(scores):
+            _, hidden = _read(scores, bias, inner, first, rows)
+            added[:, :, rows] = mix(outer, second, hidden).view_as(added[:, :, rows])
+        return added
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all that `forward` takes."""
+        scores, bias, inner, first, outer = ctx.saved_tensors
+        batch, heads = scores.shape[:2]
+        of_scores, of_bias = torch.empty_like(scores), None if bias is None else torch.empty_like(bias)
+        of_inner, of_first, of_outer = (torch.zeros_like(tensor) for tensor in (inner, first, outer))
+        for rows in _rows(scores):
+            read, hidden = _read(scores, bias, inner, first, rows)
+            above = gradient[:, :, rows].flatten(2)
+            of_outer += torch.bmm(above, hidden.mT).sum(0)
+            below = torch.bmm(outer.T.expand(batch, -1, -1), above)
+            below = below.where(hidden > 0, SLOPE * below)  # LeakyReLU keeps the sign of what went in
+            of_inner += torch.bmm(below, read.mT).sum(0)
+            of_first += below.sum((0, 2))
+            of_read = torch.bmm(inner.T.expand(batch, -1, -1), below).unflatten(2, scores[:, :, rows].shape[2:])
+            of_scores[:, :, rows] = of_read[:, :heads]
+            if of_bias is not None:
+                of_bias[:, :, rows] = of_read[:, heads:].sum_to_size(of_bias[:, :, rows].shape)
+        return of_scores, of_bias, of_inner, of_first, of_outer, gradient.sum((0, 2, 3))
+
+
+def _rows(scores: Tensor) -> Iterator[slice]:
+    """Queries of which as many are taken at a time as fit the caches of a CPU; a GPU takes more."""
+    pairs = CACHED_PAIRS if scores.device.type == "cpu" else PAIRS_ON_GPU
+    count = max(pairs // (len(scores) * scores.shape[3]), 1)
+    return (slice(start, start + count) for start in range(0, scores.shape[2], count))
+
+
+def _read(scores: Tensor, bias: Tensor | None, inner: Tensor, first: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """What the network reads of some queries (B, H or 2 H, pairs), and its hidden units (B, 32, pairs)."""
+    read = _beside(scores[:, :, rows], None if bias is None else bias[:, :, rows]).flatten(2)
+    return read, F.leaky_relu_(mix(inner, first, read), SLOPE)
 
 
 class DapeV2(nn.Module):
@@ -52,7 +118,7 @@ class DapeV2(nn.Module):
     def forward(self, scores: Tensor, bias: Tensor | None, seen: Tensor | None) -> Tensor:
         """As of `Dape`; `seen` says which keys a query sees, (queries, keys) or (B, 1, queries, keys), or all."""
         pairs = _seen_alone(_beside(scores, bias), seen).contiguous(memory_format=torch.channels_last)
-        added: Tensor = self.outer(_seen_alone(F.leaky_relu_(self.inner(pairs)), seen))
+        added: Tensor = self.outer(_seen_alone(F.leaky_relu_(self.inner(pairs), SLOPE), seen))
         return added
 
 

@@ -15,16 +15,16 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from bamboo.text.adaptation import WIDTH, Adaptive, build_adaptation
-from bamboo.text.positions import IMPLEMENTATION, NoPositions, Positions, build_bias, rotate
+from bamboo.text.adaptation import PAIRS_ON_GPU, WIDTH, Adaptive, DapeV2, build_adaptation
+from bamboo.text.positions import IMPLEMENTATION, Fire, NoPositions, Positions, build_bias, rotate
 
 LONGEST_WHOLE = 1024
 """Tokens of a sequence up to which all its queries attend at once; of a longer one, as many pairs at a time."""
 
-PAIRS_ON_CPU, PAIRS_ON_GPU = 1 << 17, 1 << 22
-"""Pairs of a query and a key, over a batch, whose hidden units, of DAPE and FIRE, are in memory at a time.
+PAIRS_ON_CPU = 1 << 17
+"""Pairs of a query and a key, over a batch, whose hidden units, of DAPE V2 and FIRE, are in memory at a time.
 
-A CPU is fastest where they fit its caches, and a GPU where there are many.
+On a GPU they are `bamboo.text.adaptation.PAIRS_ON_GPU`, for it is fastest where there are many.
 """
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -45,14 +45,14 @@ class PositionsOfLayer(nn.Module):
         self.rotary = positions == "rotary"
         self.bias = build_bias(positions, heads, trained_length)
         self.adaptation = build_adaptation(adaptive, heads, self.bias is not None)
-        self.has_hidden_units = adaptive != "none" or positions == "fire"
 
     def forward(
         self, query: Tensor, key: Tensor, seen: Tensor | None, start: int, causal: bool, scaling: float
     ) -> Tensor:
         """What is added to the scores (1 or B, heads, queries, keys): the lowest number for keys that are not seen.
 
-        Hidden units are those of some queries at a time, and in training are computed again rather than kept.
+        Hidden units that each sample has for itself are those of some queries at a time, and in training are computed
+        again rather than kept: all but FIRE's where a batch shares the biases, and DAPE's, which sees to it by itself.
 
         Args:
             query: (B, heads, queries, width), the first of which stands at place `start` among the keys.
@@ -64,7 +64,8 @@ class PositionsOfLayer(nn.Module):
         """
         queries, keys = query.shape[2], key.shape[2]
         pairs = PAIRS_ON_CPU if query.device.type == "cpu" else PAIRS_ON_GPU
-        rows = max(pairs // (len(query) * keys), 1) if self.has_hidden_units else queries
+        of_each_sample = isinstance(self.adaptation, DapeV2) or (isinstance(self.bias, Fire) and seen is not None)
+        rows = max(pairs // (len(query) * keys), 1) if of_each_sample else queries
 
         def part(query: Tensor, seen: Tensor | None, row: int) -> Tensor:
             return self.added(query, key, seen, start + row, causal, scaling)

@@ -81,9 +81,16 @@ class Fire(nn.Module):
         reach = (distance if seen is None else distance * seen).amax(-1, keepdim=True)
         c, threshold = self.c.abs(), (self.m * self.trained_length).abs()
         farthest = torch.log1p(c * torch.maximum(threshold, reach)) + 1e-6
-        share = (torch.log1p(c * distance) / farthest)[..., None].to(self.inner.weight.dtype)
-        biases: Tensor = self.outer(F.relu(self.inner(share)))
-        return biases.movedim(-1, 0) if distance.shape == biases.shape[:-1] else biases[:, 0].movedim(-1, 1)
+        share = (torch.log1p(c * distance) / farthest).to(self.inner.weight.dtype)
+        hidden = F.relu_(mix(self.inner.weight, self.inner.bias, share.reshape(-1, 1, distance.numel())))
+        biases: Tensor = mix(self.outer.weight, self.outer.bias, hidden).unflatten(2, distance.shape)
+        return biases[0] if share.ndim == 2 else biases
+
+
+def mix(weight: Tensor, bias: Tensor, channels: Tensor) -> Tensor:
+    """A linear layer over the channels of (B, channels, pairs), which are not moved to the end: that takes longer."""
+    batch = len(channels)
+    return torch.baddbmm(bias[None, :, None].expand(batch, -1, 1), weight.expand(batch, -1, -1), channels)
 
 
 def _at_least(parameter: Tensor, least: float) -> Tensor:

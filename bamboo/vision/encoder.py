@@ -15,6 +15,7 @@ from bamboo.errors import InputError, unknown
 from bamboo.shapes import Patches, Shape, encoder_flops
 from bamboo.vision.attn_scale import AttnScale
 from bamboo.vision.dape import DapeV2, dape_flops, set_grid
+from bamboo.vision.kv_compression import KVCompression, compress, compression_of
 
 Init = Literal["mae", "depth", "beit", "timm"]
 AttentionKind = Literal["plain", "attn_scale", "dape_v2"]
@@ -27,6 +28,7 @@ def build_encoder(
     init: Init = "mae",
     layer_scale: float | None = None,
     attention: AttentionKind = "plain",
+    kv_compression: KVCompression | Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> VisionTransformer:
     """A ViT without a head at a shape, with a class token and fixed 2-D sin-cos positions.
@@ -37,6 +39,7 @@ def build_encoder(
         init: the rule of `init_encoder`.
         layer_scale: let each branch end in a learned scale of each channel that starts at this (Touvron et al. 2021).
         attention: timm's own, or by `AttnScale` or `DapeV2`.
+        kv_compression: attend to fewer keys and values in the upper blocks, see `KVCompression`.
         kwargs: further arguments of timm's `VisionTransformer`.
 
     Raises:
@@ -61,6 +64,8 @@ def build_encoder(
     )
     init_encoder(encoder, init)
     set_grid(encoder)
+    if kv_compression:
+        compress(encoder, kv_compression)
     fix_positions(encoder.pos_embed, patches.grid)
     return encoder
 
@@ -107,12 +112,13 @@ def patches_of(encoder: VisionTransformer) -> Patches:
 
 
 def options_of(encoder: VisionTransformer) -> dict[str, Any]:
-    """`init`, `layer_scale` and `attention` of a timm ViT, as `build_encoder` takes them."""
+    """`init`, `layer_scale`, `attention` and `kv_compression` of a timm ViT, as `build_encoder` takes them."""
     block = encoder.blocks[0]
     return {
         "init": getattr(encoder, "init", "mae"),
         "layer_scale": getattr(getattr(block, "ls1", None), "init_values", None),
         "attention": attention_of(encoder),
+        "kv_compression": compression_of(encoder),
     }
 
 
@@ -133,8 +139,9 @@ def flops_of(encoder: VisionTransformer, tokens: int | None = None) -> int:
     """Forward FLOPs of a timm ViT for one image, with `tokens` visible patches (all by default)."""
     shape, patches = shape_of(encoder), patches_of(encoder)
     tokens = patches.count if tokens is None else tokens
+    kv = compression_of(encoder) or {"ratio": 1, "from_block": shape.depth}
     adapting = dape_flops(shape, tokens + 1) if attention_of(encoder) == "dape_v2" else 0
-    return encoder_flops(shape, patches, tokens) + adapting
+    return encoder_flops(shape, patches, tokens, kv["ratio"], shape.depth - kv["from_block"]) + adapting
 
 
 def set_norm_eps(model: nn.Module, eps: float | None) -> None:
@@ -175,6 +182,8 @@ def check_maskable(encoder: nn.Module) -> VisionTransformer:
         raise InputError("masking needs absolute position embeddings, and this encoder has none")
     if encoder.dynamic_img_size or not isinstance(encoder.patch_embed.norm, nn.Identity):
         raise InputError("masking needs a plain patch embedding: no dynamic_img_size, no norm")
+    if compression_of(encoder):
+        raise InputError("masking leaves no grid of patches, on which this encoder compresses keys and values")
     if len(set(encoder.patch_embed.patch_size)) > 1:
         raise InputError(f"masking needs square patches, got {encoder.patch_embed.patch_size}")
     return encoder

@@ -15,7 +15,10 @@ import torch
 
 from bamboo.files import write_json
 
-PARTS = ("training", "data", "sources", "analysis", "finetune", "came", "tokenize", "text", "glue")
+PARTS = (
+    *("training", "data", "sources", "analysis", "finetune", "kv_compression"),
+    *("came", "tokenize", "text", "positions", "glue"),
+)
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
 
 Result = Mapping[str, float]
@@ -72,12 +75,34 @@ def came_lines() -> Iterator[Line]:
         yield Line(f"state of adafactor, {shape} (MB)", peer=f"{shape}_adafactor_state_mb")
 
 
+def kv_compression_lines() -> Iterator[Line]:
+    """Plain attention over compressed keys and values, in seconds, at each shape and size of images."""
+    for shape in ("bamboo-base", "vit-base"):
+        for side in (448, 896):
+            for which in ("half", "all"):
+                for kind in ("inference", "step"):
+                    key, target = f"{shape}_{side}_{which}_{kind}", 1.3 if (kind, side) == ("inference", 896) else None
+                    name = f"{kind}, {shape}, {side} px, {which} blocks (s)"
+                    yield Line(name, f"{key}_gain", f"{key}_seconds", f"{shape}_{side}_plain_{kind}_seconds", target)
+
+
 def text_lines() -> Iterator[Line]:
     """Real tokens per second of masked language modelling against transformers' recipe, by shape."""
     for name in ("bert-base", "bamboo-base"):
         for peer, what, target in (("joined", "texts joined", 1.1), ("lines", "line by line", 1.8)):
             ours, theirs = f"{name}_tokens_per_s", f"{name}_{peer}_tokens_per_s"
             yield Line(f"tokens/s, {name}, {what}", f"{name}_over_{peer}", ours, theirs, target)
+
+
+def positions_lines() -> Iterator[Line]:
+    """A step with each kind of positions against one with learned positions: its time, and what it keeps in memory."""
+    from tests.benchmarks.bench_positions import KINDS
+
+    for name in KINDS:
+        target = 2.5 if name.endswith("_dape") else None
+        seconds = f"{name}_over_learned", f"{name}_seconds", "learned_seconds"
+        yield Line(f"step over learned, {name} (s)", *seconds, target, at_most=True)
+        yield Line(f"kept over learned, {name} (MB)", f"{name}_mb_over_learned", f"{name}_mb", "learned_mb")
 
 
 def glue_lines() -> Iterator[Line]:
@@ -93,6 +118,7 @@ FOLDER = "folder_images_per_s"
 LINES: dict[str, list[Line]] = {
     "glue": [*glue_lines()],
     "text": [*text_lines()],
+    "positions": [*positions_lines()],
     "training": [*training_lines()],
     "data": [
         Line("images/s", "bamboo_over_pil", "bamboo_images_per_s", "pil_images_per_s", 1.8),
@@ -122,6 +148,7 @@ LINES: dict[str, list[Line]] = {
         Line("probe of every layer over a forward pass", "probe_over_forward_pass"),
         Line("epoch of a probe, cached over not", "cached_probe_gain", target=10),
     ],
+    "kv_compression": [*kv_compression_lines()],
     "came": [*came_lines()],
     "tokenize": [
         Line(

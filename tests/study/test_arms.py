@@ -68,6 +68,13 @@ def test_an_axis_of_fresh_weights_is_no_difference_to_the_fine_tuning_that_follo
     check_arms(study, differences(study))
 
 
+def test_compressed_keys_are_no_difference_to_a_pretraining_that_cannot_have_them():
+    study = add_axes(
+        read_study(CONFIGS / "study/digits.yaml"), ["model.init_args.kv_compression", "null", "{ratio: 2}"]
+    )
+    check_arms(study, differences(study))
+
+
 def test_an_axis_that_another_objective_leaves_at_its_default_is_a_difference_whatever_its_first_value():
     study = add_axes(read_study(CONFIGS / "study/digits.yaml"), ["data.init_args.crop_scale", "0.6", "0.9"])
     with pytest.raises(InputError, match=r"crop_scale \(mae: 0.6; mae, then: 0.9; supervised: 0.9\)"):

@@ -16,7 +16,7 @@ from tests.runs import CONFIGS
 from .tiny import MAE, SHAPES, SUPERVISED, TINY, tiny, written
 
 FILES = sorted(path.name for path in CONFIGS.glob("study/*.yaml"))
-LARGE = ("imagenet_base.yaml", "text_shapes.yaml", "cifar10.yaml")
+LARGE = ("imagenet_base.yaml", "text_shapes.yaml", "lengths.yaml", "cifar10.yaml")
 """Whose models take half a minute to build, whose data would have to be made first, and what another one does too."""
 
 

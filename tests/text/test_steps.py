@@ -32,6 +32,8 @@ def tiny(**options):
         {"architecture": "roberta-prelayernorm", "within_documents": True, "whole_words": True},
         {"architecture": "modernbert", "within_documents": True},
         {"architecture": "bert", "grad_checkpointing": True},
+        {"architecture": "bert", "within_documents": True, "positions": "fire", "adaptive": "dape_v2"},
+        {"architecture": "roberta-prelayernorm", "positions": "kerple", "adaptive": "dape"},
     ],
 )
 def test_the_host_waits_for_the_device_at_no_step_that_is_not_logged(corpus, monkeypatch, options):

@@ -153,7 +153,7 @@ def test_options_travel_with_a_checkpoint(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "mae.ckpt", module)
     expected = encode(module.mae.encoder.eval(), images())
     for encoder in (load_encoder(source)[0], load_mae(source).encoder, Classifier(3, source, image_size=16).model):
-        assert options_of(encoder) == {"init": "depth", **BOTH}
+        assert options_of(encoder) == {"init": "depth", "kv_compression": None, **BOTH}
         encoder.norm = module.mae.encoder.norm  # which the classifier has after pooling
         assert torch.equal(encode(encoder.eval(), images()), expected)
     fresh = fresh_copy(open_model(str(source))).model
