@@ -186,8 +186,8 @@ class Feeder:
         encoder = check_maskable(self.model)
         patches = patchify(images, encoder.patch_embed.patch_size[0])
         order = self._noise(fingerprints, patches.shape[1]).argsort(1).to(images.device)
-        tokens = embed(encoder, patches, order[:, : int(patches.shape[1] * (1 - self.mask_ratio))])
-        *_, last = block_states(encoder, tokens)
+        keep = order[:, : int(patches.shape[1] * (1 - self.mask_ratio))]
+        *_, last = block_states(encoder, embed(encoder, patches, keep), keep)
         encoder.norm(last)
 
     def _run_vit_mae(self, base: Any, images: Tensor, fingerprints: list[int]) -> None:

@@ -47,7 +47,7 @@ def make_encoder(
         return build_encoder(find_shape(shape), patches, **options), PixelScale(in_chans)
     checkpoint = read_source(source, image_size)
     encoder, report = load_encoder(checkpoint, image_size, in_chans)
-    wanted = {name: options[name] for name in ("layer_scale", "attn_scale") if options.get(name)}
+    wanted = {name: options[name] for name in ("layer_scale", "attention") if options.get(name) not in (None, "plain")}
     check_encoder(str(source), encoder, None if shape is None else find_shape(shape), patch_size, wanted)
     scale = checkpoint.scale
     if options.get("kv_compression"):

@@ -19,9 +19,19 @@ from bamboo.compiling import Compile
 from bamboo.errors import Diverged, InputError
 from bamboo.optimizers import layer_decay_groups
 from bamboo.recipes import Recipe
-from bamboo.shapes import Shape, encoder_flops
+from bamboo.shapes import Shape
 from bamboo.training import TrainingModule, plain_arguments
-from bamboo.vision.encoder import Init, encode, options_of, patches_of, set_norm_eps, shape_of
+from bamboo.vision.encoder import (
+    AttentionKind,
+    Init,
+    encode,
+    flops_of,
+    in_todays_words,
+    options_of,
+    patches_of,
+    set_norm_eps,
+    shape_of,
+)
 from bamboo.vision.heads import Pool, attach_head, set_drop_path
 from bamboo.vision.image_data import ImageData
 from bamboo.vision.kv_compression import KVCompression
@@ -69,7 +79,7 @@ class Classifier(TrainingModule):
         grad_checkpointing: trade a second forward pass of the blocks for their memory.
         init: how fresh weights are drawn, as for the masked autoencoder.
         layer_scale: as for the masked autoencoder; a pretrained encoder keeps what it has, and must agree.
-        attn_scale: likewise.
+        attention: likewise; `plain` asks for nothing of a pretrained encoder.
         kv_compression: let the upper blocks attend to fewer keys and values than there are tokens, see
             `bamboo.vision.kv_compression.KVCompression`. A pretrained encoder that does not gets new weights for that,
             which start as a mean; one that does keeps what it has, and must agree.
@@ -106,7 +116,7 @@ class Classifier(TrainingModule):
         grad_checkpointing: bool = False,
         init: Init = "mae",
         layer_scale: float | None = None,
-        attn_scale: bool = False,
+        attention: AttentionKind = "plain",
         kv_compression: KVCompression | None = None,
         keep_head: bool = False,
     ) -> None:
@@ -116,7 +126,7 @@ class Classifier(TrainingModule):
             raise InputError(
                 "with freeze there is nothing for drop_path and layer_decay to act on: set them to 0 and 1"
             )
-        options: dict[str, Any] = {"init": init, "layer_scale": layer_scale, "attn_scale": attn_scale}
+        options: dict[str, Any] = {"init": init, "layer_scale": layer_scale, "attention": attention}
         options["kv_compression"] = kv_compression
         self.model, scale = make_encoder(encoder, shape, image_size, patch_size, in_chans, **options)
         self.shape, self.patches = shape_of(self.model), patches_of(self.model)
@@ -299,11 +309,7 @@ class Classifier(TrainingModule):
 
     def flops_per_sample(self) -> int:
         """FLOPs of one training step on one image: a backward pass costs as much as two forward passes."""
-        kv = self.hparams["kv_compression"] or {"ratio": 1, "from_block": self.shape.depth}
-        forward = encoder_flops(
-            self.shape, self.patches, kv_ratio=kv["ratio"], kv_blocks=self.shape.depth - kv["from_block"]
-        )
-        return forward * (1 if self.freeze_encoder else 3)
+        return flops_of(self.model) * (1 if self.freeze_encoder else 3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the names of the classes."""
@@ -316,10 +322,9 @@ class Classifier(TrainingModule):
         Raises:
             InputError: for a checkpoint of another model, or of other classes than those of the data.
         """
-        earlier = {"attn_scale": False, "kv_compression": None}  # what earlier versions had not
-        saved = {**earlier, **checkpoint.get("hyper_parameters", {})}
+        saved = {"kv_compression": None, **in_todays_words(checkpoint.get("hyper_parameters", {}))}
         sizes = ("num_classes", "shape", "image_size", "patch_size", "in_chans", "pool", "batch_norm")
-        for key in (*sizes, "layer_scale", "attn_scale", "kv_compression"):
+        for key in (*sizes, "layer_scale", "attention", "kv_compression"):
             if saved.get(key) != self.hparams[key]:
                 raise InputError(
                     f"the checkpoint has {key} {saved.get(key)} and the configuration {self.hparams[key]}: "

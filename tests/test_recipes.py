@@ -33,7 +33,7 @@ PATCH = {"base": 16, "large": 16, "huge": 14}  # He et al. 2022 and Dosovitskiy 
 COMMON = {
     "recipe": {"optimizer": "adamw", "eps": 1e-8, "schedule": "cosine", "warmup_share": None, "min_lr": 0.0},
     "data": {"repeat": 1, "flip": 0.5, "image_size": 224, "in_chans": 3, "fraction": 1.0, "shots": None},
-    "model": {"init": "mae", "layer_scale": None, "attn_scale": False, "kv_compression": None},
+    "model": {"init": "mae", "layer_scale": None, "attention": "plain", "kv_compression": None},
     "trainer": {"gradient_clip_val": None, "precision": "bf16-mixed", "accumulate_grad_batches": 1, "max_steps": -1},
 }
 # github.com/facebookresearch/mae: PRETRAIN.md (64 x 8 x 8 images, 800 epochs) and main_pretrain.py.

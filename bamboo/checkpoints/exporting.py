@@ -46,8 +46,8 @@ def export(checkpoint: str | Path, format: Literal["timm", "hf", "reference"], o
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     model = read_source(checkpoint)
-    if model.arguments["attn_scale"]:
-        raise InputError(f"{checkpoint} attends by AttnScale, which no format of others knows")
+    if model.arguments["attention"] != "plain":
+        raise InputError(f"{checkpoint} has attention {model.arguments['attention']}, which no format of others knows")
     if model.arguments["kv_compression"]:
         raise InputError(f"{checkpoint} compresses keys and values, which no format of others knows")
     if format == "timm":

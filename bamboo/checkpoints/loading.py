@@ -16,6 +16,7 @@ from bamboo.checkpoints.reading import DEFAULTS, Checkpoint, Head, ImageSize, im
 from bamboo.errors import InputError
 from bamboo.reports import Report as Report
 from bamboo.shapes import Patches, find_shape
+from bamboo.vision.dape import set_grid
 from bamboo.vision.encoder import build_encoder, set_norm_eps
 from bamboo.vision.heads import plain_head
 from bamboo.vision.kv_compression import fit_grid
@@ -177,7 +178,7 @@ def _plain_vit(checkpoint: Checkpoint, tensors: Tensors, **options: Any) -> Visi
     if "patch_embed.proj.weight" in tensors:
         patches = replace(patches, in_chans=tensors["patch_embed.proj.weight"].shape[1])
     known = {
-        key: checkpoint.arguments[key] for key in ("init", "layer_scale", "attn_scale", "kv_compression", "qkv_bias")
+        key: checkpoint.arguments[key] for key in ("init", "layer_scale", "attention", "kv_compression", "qkv_bias")
     }
     return build_encoder(shape, patches, **known, **options)
 
@@ -231,6 +232,7 @@ def _resize(encoder: VisionTransformer, image_size: ImageSize | None) -> list[st
     before, trained = encoder.patch_embed.grid_size, encoder.pos_embed.requires_grad
     patches = Patches.of(image_size, encoder.patch_embed.patch_size[0])
     encoder.set_input_size(patches.image_size)
+    set_grid(encoder)
     fit_grid(encoder)
     encoder.pos_embed.requires_grad_(trained)
     if patches.grid == before:

@@ -16,6 +16,7 @@ from bamboo.checkpoints.sources import RANDOM, Source, find_source, read_config,
 from bamboo.errors import InputError, unknown
 from bamboo.files import read_file
 from bamboo.shapes import SHAPES, Patches, Shape
+from bamboo.vision.encoder import in_todays_words
 from bamboo.vision.heads import Pool
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pixels import PixelScale
@@ -116,6 +117,7 @@ def _read_file(source: str, content: Mapping[str, Any], image_size: ImageSize | 
     tensors, names, notes = _named(source, content)
     hyperparameters = content.get("hyper_parameters")
     if isinstance(hyperparameters, Mapping):
+        hyperparameters = in_todays_words(hyperparameters)
         arguments = {key: hyperparameters.get(key, default) for key, default in KNOWN.items()}
         arguments |= PixelScale(*(arguments[key] for key in ("in_chans", "mean", "std"))).statistics()
         kind = "a Bamboo checkpoint" if "state_dict" in content else "weights that Bamboo exported"

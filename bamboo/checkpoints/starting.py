@@ -71,7 +71,7 @@ def check_encoder(
         encoder: a timm ViT.
         shape: None for any.
         patch_size: None for any.
-        options: `layer_scale` and `attn_scale`, those that matter.
+        options: `layer_scale` and `attention`, those that matter.
     """
     if not isinstance(encoder.blocks[0], Block):
         raise InputError(f"{source} is no plain ViT: its blocks are {type(encoder.blocks[0]).__name__}")
@@ -85,7 +85,7 @@ def check_encoder(
             f"{source} has patches of {own_patch} pixels, and model.init_args.patch_size says {patch_size}"
         )
     has = options_of(encoder)
-    for name in {"layer_scale", "attn_scale"} & options.keys():
+    for name in {"layer_scale", "attention"} & options.keys():
         if options[name] != has[name]:
             found, wanted = (json.dumps(each[name]) for each in (has, options))
             raise InputError(f"{source} has {name} {found}, and model.init_args.{name} says {wanted}")

@@ -31,7 +31,7 @@ OWN = tuple(
 )
 """Beginnings of keys of heads, decoders, masks and the like: an objective has them or not, and those that do agree."""
 
-FRESH = tuple(f"model.init_args.{name}" for name in ("init", "layer_scale", "attn_scale"))
+FRESH = tuple(f"model.init_args.{name}" for name in ("init", "layer_scale", "attention"))
 """Keys of an encoder that starts from fresh weights; what follows the training of an objective takes its encoder."""
 
 KIND = ("model.class_path", "model.init_args.objective")

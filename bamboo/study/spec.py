@@ -26,6 +26,7 @@ SHORT = {
     "batch_size": "data.init_args.batch_size",
     "pool": "model.init_args.pool",
     "init": "model.init_args.init",
+    "attention": "model.init_args.attention",
     "base_lr": "model.init_args.recipe.base_lr",
     "positions": "model.init_args.positions",
     "adaptive": "model.init_args.adaptive",

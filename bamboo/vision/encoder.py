@@ -5,17 +5,21 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.layers import build_sincos2d_pos_embed
+from timm.layers.attention import Attention
 from timm.models import checkpoint, named_apply
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bamboo.errors import InputError, unknown
-from bamboo.shapes import Patches, Shape
+from bamboo.shapes import Patches, Shape, encoder_flops
 from bamboo.vision.attn_scale import AttnScale
+from bamboo.vision.dape import DapeV2, dape_flops, set_grid
 from bamboo.vision.kv_compression import KVCompression, compress, compression_of
 
 Init = Literal["mae", "depth", "beit", "timm"]
+AttentionKind = Literal["plain", "attn_scale", "dape_v2"]
+ATTENTION: dict[str, type[Attention]] = {"plain": Attention, "attn_scale": AttnScale, "dape_v2": DapeV2}
 
 
 def build_encoder(
@@ -23,7 +27,7 @@ def build_encoder(
     patches: Patches,
     init: Init = "mae",
     layer_scale: float | None = None,
-    attn_scale: bool = False,
+    attention: AttentionKind = "plain",
     kv_compression: KVCompression | Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> VisionTransformer:
@@ -34,7 +38,7 @@ def build_encoder(
         patches: size and patches of the images.
         init: the rule of `init_encoder`.
         layer_scale: let each branch end in a learned scale of each channel that starts at this (Touvron et al. 2021).
-        attn_scale: attend by `AttnScale`.
+        attention: timm's own, or by `AttnScale` or `DapeV2`.
         kv_compression: attend to fewer keys and values in the upper blocks, see `KVCompression`.
         kwargs: further arguments of timm's `VisionTransformer`.
 
@@ -43,8 +47,10 @@ def build_encoder(
     """
     if layer_scale is not None and layer_scale <= 0:
         raise InputError(f"layer_scale must be positive, or null for none, got {layer_scale}")
-    if attn_scale:
-        kwargs["attn_layer"] = AttnScale
+    if attention not in ATTENTION:
+        raise unknown("attention", attention, ATTENTION)
+    if attention != "plain":
+        kwargs["attn_layer"] = ATTENTION[attention]
     encoder = VisionTransformer(
         img_size=patches.image_size,
         patch_size=patches.patch_size,
@@ -57,6 +63,7 @@ def build_encoder(
         **{"num_classes": 0, "weight_init": "skip", **kwargs},
     )
     init_encoder(encoder, init)
+    set_grid(encoder)
     if kv_compression:
         compress(encoder, kv_compression)
     fix_positions(encoder.pos_embed, patches.grid)
@@ -105,14 +112,36 @@ def patches_of(encoder: VisionTransformer) -> Patches:
 
 
 def options_of(encoder: VisionTransformer) -> dict[str, Any]:
-    """`init`, `layer_scale`, `attn_scale` and `kv_compression` of a timm ViT, as `build_encoder` takes them."""
+    """`init`, `layer_scale`, `attention` and `kv_compression` of a timm ViT, as `build_encoder` takes them."""
     block = encoder.blocks[0]
     return {
         "init": getattr(encoder, "init", "mae"),
         "layer_scale": getattr(getattr(block, "ls1", None), "init_values", None),
-        "attn_scale": isinstance(block.attn, AttnScale),
+        "attention": attention_of(encoder),
         "kv_compression": compression_of(encoder),
     }
+
+
+def attention_of(encoder: VisionTransformer) -> AttentionKind:
+    """How the blocks of a timm ViT attend; what is none of ours is `plain`."""
+    own = type(encoder.blocks[0].attn)
+    return cast(AttentionKind, next((name for name, kind in ATTENTION.items() if kind is own), "plain"))
+
+
+def in_todays_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a checkpoint says, of which `attention` was the switch `attn_scale` in earlier versions."""
+    said = dict(arguments)
+    scaled = said.pop("attn_scale", False)
+    return {"attention": "attn_scale" if scaled else "plain", **said}
+
+
+def flops_of(encoder: VisionTransformer, tokens: int | None = None) -> int:
+    """Forward FLOPs of a timm ViT for one image, with `tokens` visible patches (all by default)."""
+    shape, patches = shape_of(encoder), patches_of(encoder)
+    tokens = patches.count if tokens is None else tokens
+    kv = compression_of(encoder) or {"ratio": 1, "from_block": shape.depth}
+    adapting = dape_flops(shape, tokens + 1) if attention_of(encoder) == "dape_v2" else 0
+    return encoder_flops(shape, patches, tokens, kv["ratio"], shape.depth - kv["from_block"]) + adapting
 
 
 def set_norm_eps(model: nn.Module, eps: float | None) -> None:
@@ -184,10 +213,16 @@ def embed(encoder: VisionTransformer, patches: Tensor, keep: Tensor) -> Tensor:
     return cast(Tensor, encoder.norm_pre(encoder.pos_drop(tokens)))
 
 
-def block_states(encoder: VisionTransformer, tokens: Tensor) -> Iterator[Tensor]:
-    """The residual stream (B, T, D) after each block in turn, before the final norm."""
+def block_states(encoder: VisionTransformer, tokens: Tensor, keep: Tensor | None = None) -> Iterator[Tensor]:
+    """The residual stream (B, T, D) after each block in turn, before the final norm.
+
+    Where patches are hidden, `keep` (B, V) says which ones are not; only attention that knows of places looks at it.
+    """
+    # A block hands one thing to its attention beside the tokens, which timm calls a mask.
+    places = (keep,) if attention_of(encoder) == "dape_v2" else ()
     for block in encoder.blocks:
-        tokens = checkpoint(block, tokens) if encoder.grad_checkpointing and encoder.training else block(tokens)
+        again = encoder.grad_checkpointing and encoder.training
+        tokens = checkpoint(block, tokens, *places) if again else block(tokens, *places)
         yield tokens
 
 

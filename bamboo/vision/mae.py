@@ -8,9 +8,20 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from bamboo.errors import InputError, unknown
-from bamboo.shapes import DECODER, Patches, Shape, decoder_flops, encoder_flops, find_shape
+from bamboo.shapes import DECODER, Patches, Shape, decoder_flops, find_shape
 from bamboo.vision.decoders import CrossAttentionDecoder, Decoder, SelfAttentionDecoder
-from bamboo.vision.encoder import Init, block_states, build_encoder, check_maskable, embed, gather, patches_of, shape_of
+from bamboo.vision.encoder import (
+    AttentionKind,
+    Init,
+    block_states,
+    build_encoder,
+    check_maskable,
+    embed,
+    flops_of,
+    gather,
+    patches_of,
+    shape_of,
+)
 from bamboo.vision.pixels import patchify
 
 
@@ -27,7 +38,7 @@ def build_mae(
     mix_layers: bool = False,
     init: Init = "mae",
     layer_scale: float | None = None,
-    attn_scale: bool = False,
+    attention: AttentionKind = "plain",
 ) -> "MaskedAutoencoder":
     """A freshly initialised masked autoencoder.
 
@@ -44,7 +55,8 @@ def build_mae(
         mix_layers: let each block of the cross-attention decoder read its own learned mix of all encoder layers.
         init: how the encoder starts: `mae`; `depth` or `beit`, whose residual branches are smaller; or `timm`.
         layer_scale: let each branch of the encoder end in a learned scale of each channel that starts at this.
-        attn_scale: let each head of the encoder learn how far its map departs from the uniform one, see `AttnScale`.
+        attention: of the encoder: `plain`; `attn_scale`, where each head learns how far its map departs from the
+            uniform one; or `dape_v2`, where scores and a bias of distance adapt each other. See `AttnScale`, `DapeV2`.
     """
     size, patches = find_shape(shape), Patches.of(image_size, patch_size, in_chans)
     sizes = (size.width, patches, find_shape(decoder_shape))
@@ -53,7 +65,7 @@ def build_mae(
     if mix_layers and decoder != "cross":
         raise InputError("mix_layers belongs to the cross-attention decoder: set decoder to 'cross'")
     # First, so that a seed draws the same encoder under any objective.
-    encoder = build_encoder(size, patches, init, layer_scale, attn_scale)
+    encoder = build_encoder(size, patches, init, layer_scale, attention)
     built: Decoder
     if decoder == "cross":
         built = CrossAttentionDecoder(*sizes, mix_layers=size.depth if mix_layers else 0)
@@ -110,14 +122,14 @@ class MaskedAutoencoder(nn.Module):
         encoder, patches = shape_of(self.encoder), patches_of(self.encoder)
         kind = {"cross": isinstance(self.decoder, CrossAttentionDecoder), "mix": self.decoder.all_layers}
         decoding = decoder_flops(self.decoder.shape, encoder, patches, self.visible, self.predicted, **kind)
-        return encoder_flops(encoder, patches, self.visible) + decoding
+        return flops_of(self.encoder, self.visible) + decoding
 
     def forward(self, images: Tensor, noise: Tensor) -> MAEOutput:
         """Reconstruct standardised images (B, C, H, W); the lowest values of `noise` (B, N) say what stays visible."""
         patches = patchify(images, self.patch_size)  # (B, N, values)
         keep, masked = self.split(noise)  # (B, V), (B, M)
         tokens = embed(self.encoder, patches, keep)  # (B, prefix + V, D)
-        states = self.encode(tokens)  # of (B, prefix + V, D)
+        states = self.encode(tokens, keep)  # of (B, prefix + V, D)
         predicted = self.decoder(states, keep, masked)  # (B, M, values)
         target = self.target(gather(patches, masked))  # (B, M, values)
         loss = (predicted.float() - target).square().mean()
@@ -128,11 +140,11 @@ class MaskedAutoencoder(nn.Module):
         order = noise.argsort(dim=1)
         return order[:, : self.visible], order[:, self.visible : self.visible + self.predicted]
 
-    def encode(self, tokens: Tensor) -> Sequence[Tensor]:
-        """The encoder's normed output: after each block if the decoder mixes layers, else after the last one."""
+    def encode(self, tokens: Tensor, keep: Tensor) -> Sequence[Tensor]:
+        """The encoder's normed output of the patches at `keep`: after each block if layers are mixed, else the last."""
         if self.decoder.all_layers:
-            return [self.encoder.norm(state) for state in block_states(self.encoder, tokens)]
-        *_, last = block_states(self.encoder, tokens)
+            return [self.encoder.norm(state) for state in block_states(self.encoder, tokens, keep)]
+        *_, last = block_states(self.encoder, tokens, keep)
         return [self.encoder.norm(last)]
 
     def target(self, patches: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from bamboo.recipes import Recipe
 from bamboo.stacking import Stack
 from bamboo.training import TrainingModule, plain_arguments
 from bamboo.vision.data import ImageData
-from bamboo.vision.encoder import set_norm_eps
+from bamboo.vision.encoder import in_todays_words, set_norm_eps
 from bamboo.vision.mae import build_mae
 from bamboo.vision.pixels import PixelScale
 
@@ -65,6 +65,7 @@ class MAEPretraining(TrainingModule):
         # What a checkpoint says of the model: it has weights, and needs no others to start from.
         self.save_hyperparameters({**arguments, "init_from": None, "stack": None})
         self.seed, self.compile_blocks = seed, compile
+        mae = in_todays_words(mae)
         self.mae = build_mae(**mae)
         self.mae.encoder.set_grad_checkpointing(grad_checkpointing)
         self._adopt({}, "")

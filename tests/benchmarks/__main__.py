@@ -16,7 +16,7 @@ import torch
 from bamboo.files import write_json
 
 PARTS = (
-    *("training", "data", "sources", "analysis", "finetune", "kv_compression"),
+    *("training", "data", "sources", "analysis", "finetune", "kv_compression", "dape"),
     *("came", "tokenize", "text", "positions", "glue"),
 )
 """Each is a function `bench_PART` in a module of that name, which gives numbers by name."""
@@ -86,6 +86,16 @@ def kv_compression_lines() -> Iterator[Line]:
                     yield Line(name, f"{key}_gain", f"{key}_seconds", f"{shape}_{side}_plain_{kind}_seconds", target)
 
 
+def dape_lines() -> Iterator[Line]:
+    """A step with DAPE V2 over one with plain attention, in seconds, and what FLOPs say."""
+    for shape in ("bamboo-base", "vit-base"):
+        for kind, what in (("masked", "49 visible patches"), ("whole", "196 patches")):
+            key = f"{shape}_{kind}"
+            names = f"{key}_ratio", f"{key}_dape_v2_seconds", f"{key}_plain_seconds"
+            yield Line(f"step over plain attention, {shape}, {what} (s)", *names)
+            yield Line(f"FLOPs over plain attention, {shape}, {what}", f"{key}_flops_ratio")
+
+
 def text_lines() -> Iterator[Line]:
     """Real tokens per second of masked language modelling against transformers' recipe, by shape."""
     for name in ("bert-base", "bamboo-base"):
@@ -149,6 +159,7 @@ LINES: dict[str, list[Line]] = {
         Line("epoch of a probe, cached over not", "cached_probe_gain", target=10),
     ],
     "kv_compression": [*kv_compression_lines()],
+    "dape": [*dape_lines()],
     "came": [*came_lines()],
     "tokenize": [
         Line(

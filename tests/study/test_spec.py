@@ -53,11 +53,11 @@ def test_an_axis_multiplies_the_objectives_that_have_its_key_and_acts_on_the_fir
 
 
 def test_the_words_of_yaml_are_values_of_an_axis(tmp_path):
-    scales = ["model.init_args.attn_scale", "false", "true", "model.init_args.layer_scale", "null", "0.1"]
+    scales = ["model.init_args.norm_pix", "false", "true", "model.init_args.layer_scale", "null", "0.1"]
     study = add_axes(tiny(tmp_path), scales)
     assert [*study.axes.values()] == [[False, True], [None, 0.1]]
     model = run_config(study, study.cells()[-1], tmp_path, "train")["model"]["init_args"]
-    assert (model["attn_scale"], model["layer_scale"]) == (True, 0.1)
+    assert (model["norm_pix"], model["layer_scale"]) == (True, 0.1)
 
 
 def test_lists_are_values_of_an_axis_also_in_a_folder_that_is_there(tmp_path):

@@ -28,7 +28,7 @@ from tests.finetune.runs import last, pretrain, run
 
 SHAPE, PATCHES = Shape(2, 32, 2), Patches.of(16, 4)
 SIZES = {"shape": {"depth": 2, "width": 32, "heads": 2}, "image_size": 16, "patch_size": 4}
-BOTH = {"layer_scale": 0.5, "attn_scale": True}
+BOTH = {"layer_scale": 0.5, "attention": "attn_scale"}
 LAMB = torch.tensor([0.7, -0.4])
 
 
@@ -63,7 +63,7 @@ def test_layer_scale_is_timms() -> None:
 
 
 def test_attn_scale_is_its_definition() -> None:
-    attention = drawn(attn_scale=True).blocks[0].attn.double()
+    attention = drawn(attention="attn_scale").blocks[0].attn.double()
     attention.lamb.data.copy_(LAMB)
     tokens = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(1), dtype=torch.double, requires_grad=True)
     query, key, value = attention.qkv(tokens).reshape(3, 7, 3, 2, 16).permute(2, 0, 3, 1, 4)
@@ -78,7 +78,7 @@ def test_attn_scale_is_its_definition() -> None:
 
 
 def test_where_lambda_is_zero_attention_is_plain() -> None:
-    plain, scaled = drawn(), drawn(attn_scale=True)
+    plain, scaled = drawn(), drawn(attention="attn_scale")
     for name, weight in plain.state_dict().items():
         assert torch.equal(scaled.state_dict()[name], weight)
     assert torch.equal(encode(scaled, images()), encode(plain, images()))
@@ -86,13 +86,13 @@ def test_where_lambda_is_zero_attention_is_plain() -> None:
 
 def test_attention_masks_and_layer_scales_that_cannot_be_are_refused() -> None:
     with pytest.raises(InputError, match="takes no attention mask"):
-        drawn(attn_scale=True)(images(), attn_mask=torch.ones(17, 17, dtype=torch.bool))
+        drawn(attention="attn_scale")(images(), attn_mask=torch.ones(17, 17, dtype=torch.bool))
     with pytest.raises(InputError, match="layer_scale must be positive"):
         drawn(layer_scale=0.0)
 
 
 def test_maps_that_are_seen_are_those_that_mix_the_tokens() -> None:
-    encoder, seen = changed(drawn(attn_scale=True)), list[State]()
+    encoder, seen = changed(drawn(attention="attn_scale")), list[State]()
     with torch.no_grad(), capture(encoder, seen.append, attention=True):
         encoder(images())
         for state, block in zip((s for s in seen if s.position == "maps"), encoder.blocks, strict=True):
@@ -102,7 +102,7 @@ def test_maps_that_are_seen_are_those_that_mix_the_tokens() -> None:
 
 
 def test_measures_that_speak_of_softmax_alone_are_undefined_under_attn_scale() -> None:
-    encoder = drawn(attn_scale=True)
+    encoder = drawn(attention="attn_scale")
     encoder.blocks[0].attn.lamb.data.fill_(20)  # with numbers below zero
     found = profile(encoder, [images()], measures=["attention", "bound"])
     values = {key.measure: value for key, value in zip(found.keys, found.values[0], strict=True) if key.layer == 1}
@@ -158,9 +158,9 @@ def test_options_travel_with_a_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(encode(encoder.eval(), images()), expected)
     fresh = fresh_copy(open_model(str(source))).model
     assert all(not block.attn.lamb.any() and (block.ls1.gamma == 0.5).all() for block in fresh.blocks)
-    for name, value, said in (("layer_scale", 0.1, "0.1"), ("attn_scale", True, "true")):
+    for name, value, said in (("layer_scale", 0.1, "0.1"), ("attention", "attn_scale", '"attn_scale"')):
         plain = checkpoint(tmp_path / "plain.ckpt", MAEPretraining(**SIZES))
-        with pytest.raises(InputError, match=rf"plain.ckpt has {name} (null|false), and .*says {said}"):
+        with pytest.raises(InputError, match=rf'plain.ckpt has {name} (null|"plain"), and .*says {said}'):
             Classifier(3, plain, image_size=16, **{name: value})
 
 
@@ -172,7 +172,7 @@ def test_a_classifier_is_loaded_with_the_options_of_the_encoder_it_began_with(tm
     assert torch.equal(Classifier.load_from_checkpoint(source, weights_only=True).eval()(images()), expected)
     torch.testing.assert_close(load_classifier(source)[0](images()), expected)
     other = Classifier(3, "scratch", **SIZES, layer_scale=0.5)
-    with pytest.raises(InputError, match="the checkpoint has attn_scale True and the configuration False"):
+    with pytest.raises(InputError, match="the checkpoint has attention attn_scale and the configuration plain"):
         other.on_load_checkpoint(torch.load(source, weights_only=True))
 
 
@@ -198,21 +198,21 @@ def test_layer_scale_leaves_for_timm_alone(tmp_path: Path, classifies: bool) -> 
 
 @pytest.mark.parametrize("format", ["timm", "hf", "reference"])
 def test_attn_scale_leaves_for_no_format(tmp_path: Path, format: str) -> None:
-    source = checkpoint(tmp_path / "last.ckpt", MAEPretraining(**SIZES, attn_scale=True))
-    with pytest.raises(InputError, match="attends by AttnScale, which no format of others knows"):
+    source = checkpoint(tmp_path / "last.ckpt", MAEPretraining(**SIZES, attention="attn_scale"))
+    with pytest.raises(InputError, match="has attention attn_scale, which no format of others knows"):
         export(source, format, tmp_path / "out")  # type: ignore[arg-type]
 
 
 def test_commands_train_and_look_at_a_model_with_both(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--model.init_args.layer_scale", "0.5", "--model.init_args.attn_scale", "true"]
+    options = ["--model.init_args.layer_scale", "0.5", "--model.init_args.attention", "attn_scale"]
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     assert pretrain(*options, *short) == 0
     mae = last(tmp_path, "quickstart")
     assert all(block.attn.lamb.any() for block in load_mae(mae).encoder.blocks)
     assert run("fit", *short, "--model.init_args.encoder", str(mae), config="digits") == 0
     classifier = last(tmp_path, "digits")
-    assert options_of(load_classifier(classifier)[0])["attn_scale"]
+    assert options_of(load_classifier(classifier)[0])["attention"] == "attn_scale"
     words = ["--samples", "8", "--pictures", "0", "--measures", "token_similarity", "attention"]
     assert main(["profile", str(classifier), "--data", "digits", "--out", "profile", *words]) == 0
     assert main(["knn", str(mae), "--data", "digits"]) == 0

@@ -203,7 +203,7 @@ def test_masks_and_tokens_that_are_no_grid_are_refused() -> None:
     with pytest.raises(InputError, match="grid of 4x6 patches after 1 others, and there are 9 tokens"):
         encoder.blocks[2](torch.zeros(1, 9, 32))
     with pytest.raises(InputError, match="plain attention, and not AttnScale"):
-        drawn(kv_compression=HALF, attn_scale=True)
+        drawn(kv_compression=HALF, attention="attn_scale")
 
 
 def test_another_image_size_is_another_grid() -> None:

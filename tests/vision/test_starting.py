@@ -24,7 +24,7 @@ from tests.runs import TINY, fit, last, load, same
 SHAPE, DECODER = {"depth": 2, "width": 128, "heads": 2}, {"depth": 1, "width": 64, "heads": 2}
 SIZES: dict[str, Any] = {"shape": SHAPE, "image_size": 32, "patch_size": 8, "decoder_shape": DECODER}
 CROSS = {**SIZES, "decoder": "cross", "mix_layers": True}
-SCALED = {**SIZES, "layer_scale": 0.1, "attn_scale": True}
+SCALED = {**SIZES, "layer_scale": 0.1, "attention": "attn_scale"}
 
 
 @torch.no_grad()
@@ -281,7 +281,9 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path) -> None:
     assert "unknown stack 'twice'" in refused(path, shape=SHAPE | {"depth": 4}, stack="twice")
     assert "has patches of 8 pixels, and model.init_args.patch_size says 4" in refused(path, patch_size=4)
     assert "has layer_scale null, and model.init_args.layer_scale says 0.1" in refused(path, layer_scale=0.1)
-    assert "has attn_scale false, and model.init_args.attn_scale says true" in refused(path, attn_scale=True)
+    assert 'has attention "plain", and model.init_args.attention says "attn_scale"' in refused(
+        path, attention="attn_scale"
+    )
     assert "says [0.5, 0.5, 0.5]: leave it out" in refused(path, mean=(0.5, 0.5, 0.5))
     assert "has layer_norm_eps 1e-06, and" in refused(path, layer_norm_eps=0.01)
     assert "is missing: give the path of a checkpoint file" in refused(tmp_path / "nothing.ckpt")
