@@ -62,6 +62,11 @@ class TrainingModule(LightningModule):
         if self.compile_blocks is True and self.trainer.strategy.root_device.type == "cuda":
             compile_in_training(blocks)
 
+    @property
+    def replays(self) -> bool:
+        """Whether passes in training are replayed as CUDA graphs, in which hooks of modules are not called."""
+        return self.compile_blocks == "graphs" and self.trainer.strategy.root_device.type == "cuda"
+
     def run(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         """A function of tensors and the weights, which training on a GPU replays where `compile_blocks` is `graphs`."""
         if not (self.compile_blocks == "graphs" and self.training and torch.is_grad_enabled() and tensors[0].is_cuda):
@@ -129,7 +134,7 @@ class TrainingModule(LightningModule):
             self.trainer.accumulate_grad_batches = accumulation(
                 self.recipe.effective_batch, self._batch_size(), self.trainer.world_size, configured
             )
-        if self.compile_blocks == "graphs" and self.trainer.strategy.root_device.type == "cuda":
+        if self.replays:
             self._check_graphs()
 
     def _check_graphs(self) -> None:

@@ -58,9 +58,13 @@ class LinearProbe(Callback):
         """Build the classifier where there are labels, and take up the state of a resumed run."""
         self.head, data = None, trainer.datamodule  # type: ignore[attr-defined]
         classes = count_classes(data)
-        if not classes or getattr(data, "batch_size", 2) < 2:
+        reasons = {
+            "the training images have no labels": not classes,
+            "batches of one image cannot be normalised": getattr(data, "batch_size", 2) < 2,
+            "passes that are replayed as a graph show no features": getattr(pl_module, "replays", False),
+        }
+        if why := next((reason for reason, applies in reasons.items() if applies), None):
             if trainer.is_global_zero:
-                why = "batches of one image cannot be normalised" if classes else "the training images have no labels"
                 print(f"no online linear probe: {why}")
             return
         if not hasattr(pl_module, "mae"):

@@ -260,6 +260,14 @@ def test_a_resumed_run_goes_on_at_the_rate_that_is_configured():
     assert second.optimizer.state[second.head[1].weight]["step"] == 12
 
 
+def test_of_replayed_passes_it_says_that_it_sees_nothing(capsys, monkeypatch):
+    module = tiny_mae()
+    monkeypatch.setattr(type(module), "replays", True)
+    monkeypatch.setattr(type(module), "_check_graphs", lambda self: None)
+    train(module, Batches(LABELS), LinearProbe())
+    assert "no online linear probe: passes that are replayed as a graph show no features\n" in capsys.readouterr().out
+
+
 def test_in_batches_of_one_image_it_says_so_and_does_nothing(capsys):
     train(tiny_mae(), Batches([[0], [1]]), LinearProbe())
     assert "no online linear probe: batches of one image cannot be normalised\n" in capsys.readouterr().out

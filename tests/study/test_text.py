@@ -10,10 +10,12 @@ from bamboo.analysis import profile
 from bamboo.analysis.model_sources import open_model
 from bamboo.errors import InputError
 from bamboo.study.arms import differences
+from bamboo.study.changes import add_axes
 from bamboo.study.folders import cell_folder
 from bamboo.study.judging import judge
 from bamboo.study.report import write_report
 from bamboo.study.results import read_results
+from bamboo.study.stages import run_config
 from bamboo.text.glosses import GlossSubjects
 from tests.runs import CONFIGS, load
 
@@ -44,6 +46,14 @@ def test_a_third_objective_is_asked_what_the_masked_one_is(tmp_path):
     assert "next tokens guessed right" in (tmp_path / "out" / "report.html").read_text()
     rows = {row.key: row for row in differences(study)}
     assert rows["model.init_args.objective"].reason == "by the objective"
+
+
+def test_positions_are_an_axis_of_both_objectives(tmp_path):
+    study = add_axes(tiny(tmp_path, objectives=OBJECTIVES, seeds=1), ["positions", "alibi", "fire", "adaptive", "dape"])
+    assert len(study.cells()) == 2 * 2 * 2
+    for cell in study.cells():
+        arguments = run_config(study, cell, tmp_path, "train")["model"]["init_args"]
+        assert (arguments["positions"], arguments["adaptive"]) == (cell.axes[0][1], "dape")
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("masked", CAUSAL), ("causal", {})])
