@@ -80,7 +80,8 @@ class DapeV2(Attention):
 
     def _distances(self, places: Tensor) -> Tensor:
         """Euclidean distances of all tokens, in patches (B or 1, T, T): 0 to and from the prefix."""
-        points = torch.stack([places // self.grid[1], places % self.grid[1]], -1).to(self.slopes.dtype)
+        exact = torch.promote_types(self.slopes.dtype, torch.float32)  # as bf16 is of small whole numbers alone
+        points = torch.stack([places // self.grid[1], places % self.grid[1]], -1).to(exact)
         between = (points[:, :, None] - points[:, None]).square().sum(-1).sqrt()
         return F.pad(between, (self.prefix, 0, self.prefix, 0))
 
