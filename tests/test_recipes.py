@@ -116,7 +116,7 @@ SCRATCH_LARGE = {
 TEXT = {
     "recipe": {"optimizer": "adamw", "schedule": "linear", "min_lr": 0.0},
     "model": {"max_positions": 512, "vocab_size": 30522, "whole_words": False, "within_documents": False}
-    | {"init_from": None, "stack": None},
+    | {"init_from": None, "stack": None, "objective": "masked", "positions": "learned", "adaptive": "none"},
     "data": {"block_length": 128},
     "trainer": {"precision": "bf16-mixed", "accumulate_grad_batches": 1},
 }

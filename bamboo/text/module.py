@@ -11,6 +11,9 @@ from bamboo.text.encoder import longest_sequence
 from bamboo.text.tokenizer import special_ids
 from bamboo.training import TrainingModule
 
+KINDS = {"objective": "masked", "positions": "learned", "adaptive": "none"}
+"""Arguments of `build_config` that say which model weights are of where their names and sizes do not, and defaults."""
+
 
 class TextModule(TrainingModule):
     """Checkpoints hold the tokenizer too, so that one file is all that is needed to use the model."""
@@ -52,6 +55,15 @@ class TextModule(TrainingModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model or tokenizer; take its tokenizer where no data have given one."""
+        said = checkpoint.get("hyper_parameters", {})
+        for key, default in KINDS.items():  # which may be the same weights
+            theirs, own = said.get(key, default), self.hparams.get(key, default)
+            theirs = default if isinstance(theirs, int) else theirs  # as max_positions was called before
+            if own != theirs:
+                raise InputError(
+                    f"the checkpoint has {key} {theirs}, and the configuration says {own}: "
+                    f"give --model.init_args.{key} {theirs}"
+                )
         super().on_load_checkpoint(checkpoint)
         self.tokenizer_json = self.tokenizer_json or checkpoint["tokenizer"]
         if checkpoint["tokenizer"] != self.tokenizer_json:

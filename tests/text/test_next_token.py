@@ -198,6 +198,19 @@ def test_weights_go_on_as_what_they_are(causal, checkpoint, corpus, tmp_path, mo
     assert fit(*options, *started, *deeper) == 0
 
 
+def test_a_run_goes_on_as_what_it_is(causal, checkpoint, corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = [*corpus_options(corpus), "--trainer.max_steps=8", "--trainer.limit_val_batches=0"]
+    assert fit(*options, "--ckpt_path", str(causal)) == 2
+    assert "give --model.init_args.objective causal" in one_line(capsys)
+    none = ["--model.init_args.objective=causal", "--model.init_args.positions=none"]
+    assert fit(*options, *none) == 0  # of the same names and sizes as with ALiBi
+    alibi = ["--model.init_args.objective=causal", "--model.init_args.positions=alibi"]
+    capsys.readouterr()
+    assert fit(*options, *alibi, "--ckpt_path", str(last(tmp_path, version=1))) == 2
+    assert "the checkpoint has positions none, and the configuration says alibi" in one_line(capsys)
+
+
 def one_line(capsys):
     """What was said last, which is one line."""
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bamboo: error: ")]
