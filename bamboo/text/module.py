@@ -57,8 +57,11 @@ class TextModule(TrainingModule):
         """Refuse the checkpoint of another model or tokenizer; take its tokenizer where no data have given one."""
         said = checkpoint.get("hyper_parameters", {})
         for key, default in KINDS.items():  # which may be the same weights
-            theirs, own = said.get(key, default), self.hparams.get(key, default)
-            theirs = default if isinstance(theirs, int) else theirs  # as max_positions was called before
+            # A number is what max_positions was called before.
+            theirs, own = (
+                default if isinstance(value := arguments.get(key, default), int) else value
+                for arguments in (said, self.hparams)
+            )
             if own != theirs:
                 raise InputError(
                     f"the checkpoint has {key} {theirs}, and the configuration says {own}: "
