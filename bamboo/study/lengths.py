@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from bamboo.errors import InputError
+from bamboo.errors import Diverged, InputError
 from bamboo.files import write_json
 from bamboo.sampling import evenly_spread
 from bamboo.text.corpus import Tokens
@@ -63,6 +63,7 @@ def losses_by_length(
 
     Raises:
         InputError: where the stream is shorter than the greatest length.
+        Diverged: where a loss is not finite.
     """
     check_stream(stream, lengths)
     scored = min(SCORED, *lengths)
@@ -79,5 +80,5 @@ def losses_by_length(
             total += float(F.cross_entropy(logits.float(), targets[:, -scored:].flatten(), reduction="sum"))
         losses[length] = total / (scored * len(ends))
     if not all(map(math.isfinite, losses.values())):
-        raise InputError("a loss by length is not finite")
+        raise Diverged("the loss of the trained model at one of the lengths is not finite")
     return losses

@@ -18,8 +18,10 @@ EQUAL = ("parameters", "flops")
 UNEQUAL = 0.02
 """Shapes of a ladder may differ in what is equal by this share of the first one's."""
 
-MARGINS = {"accuracy": 0.005, "masked_accuracy": 0.005, "next_accuracy": 0.005, "excess": 0.02}
-MARGINS |= {"loss_longest": 0.02, "loss_beyond": 0.02}
+MARGINS = {
+    **{"accuracy": 0.005, "masked_accuracy": 0.005, "next_accuracy": 0.005},
+    **{"excess": 0.02, "loss_longest": 0.02, "loss_beyond": 0.02},
+}
 """Numbers that claims are about, and below what size a difference is none, unless a study says otherwise."""
 
 SHORT = {

@@ -149,10 +149,14 @@ def positions_of(config: PreTrainedConfig) -> tuple[Positions, Adaptive]:
     return getattr(config, "positions", "learned"), getattr(config, "adaptive", "none")
 
 
+def first_position(config: PreTrainedConfig) -> int:
+    """The number of the first token's position: RoBERTa counts from behind the number of its padding token."""
+    return int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
+
+
 def trained_length(config: PreTrainedConfig) -> int:
-    """What `build_config` calls `max_positions`: RoBERTa's start behind the number of its padding token."""
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return int(config.max_position_embeddings) - offset
+    """What `build_config` calls `max_positions`."""
+    return int(config.max_position_embeddings) - first_position(config)
 
 
 def adaptation_flops(config: PreTrainedConfig, length: int) -> int:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from transformers import (
 from bamboo.errors import InputError, loading
 from bamboo.files import is_text_checkpoint, read_file
 from bamboo.text.attention import attach_positions, positions_of
-from bamboo.text.encoder import build_config, build_model, is_causal, longest_sequence
+from bamboo.text.encoder import build_model, config_of, is_causal, longest_sequence
 from bamboo.text.tokenizer import save_tokenizer, special_ids
 
 NO_GUESSES = "a classifier: what it would guess for a masked token is drawn at random"
@@ -154,10 +153,7 @@ def _of_checkpoint(path: str, content: Mapping[str, Any]) -> TextModel:
         raise InputError(f"{path} is no checkpoint of a language model: it holds no tokenizer")
     tokenizer, arguments = Tokenizer.from_str(content["tokenizer"]), content["hyper_parameters"]
     ids = special_ids(tokenizer)
-    if arguments.get("config"):
-        config = AutoConfig.for_model(**arguments["config"])
-    else:
-        config = build_config(**{key: arguments[key] for key in signature(build_config).parameters if key in arguments})
+    config = config_of(arguments)
     config.bos_token_id, config.eos_token_id = ids["cls"], ids["sep"]
     if config.model_type == "modernbert":
         config.cls_token_id, config.sep_token_id = ids["cls"], ids["sep"]

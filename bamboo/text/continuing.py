@@ -5,6 +5,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bamboo.errors import InputError
+from bamboo.text.attention import first_position
 from bamboo.text.encoder import longest_sequence
 from bamboo.text.tokenizer import MASK, special_ids
 
@@ -47,8 +48,7 @@ def continue_text(
     # Behind the tokens of the tokenizer the padded vocabulary holds nothing that could be written.
     unwritten = [number for number in ids.values() if number != ids["sep"]]
     unwritten += range(backend.get_vocab_size(), model.config.vocab_size)
-    # RoBERTa counts positions from behind the number of [PAD], which `generate` does not know.
-    first = model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
+    first = first_position(model.config)  # `generate` would count from 0
     places = torch.arange(first, first + len(read), device=model.device)[None]
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):

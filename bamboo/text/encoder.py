@@ -1,11 +1,13 @@
 """A Hugging Face language model at a `Shape`, masked or causal, and where its parts are."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
@@ -19,7 +21,7 @@ from transformers import (
 from bamboo.errors import InputError, unknown
 from bamboo.shapes import Shape, find_shape
 from bamboo.text.adaptation import Adaptive
-from bamboo.text.attention import attach_positions, positions_of, trained_length
+from bamboo.text.attention import attach_positions, first_position, positions_of, trained_length
 from bamboo.text.positions import Positions
 
 Architecture = Literal["bert", "roberta", "roberta-prelayernorm", "modernbert"]
@@ -117,6 +119,14 @@ def build_config(
     raise unknown("architecture", architecture, get_args(Architecture))
 
 
+def config_of(arguments: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration that the hyperparameters of a checkpoint describe, among other arguments of its module."""
+    if arguments.get("config"):
+        config: PreTrainedConfig = AutoConfig.for_model(**arguments["config"])
+        return config
+    return build_config(**{key: arguments[key] for key in signature(build_config).parameters if key in arguments})
+
+
 def _check_positions(positions: Positions, adaptive: Adaptive, architecture: Architecture, shape: Shape) -> None:
     if positions not in get_args(Positions):
         raise unknown("positions", str(positions), get_args(Positions))
@@ -140,6 +150,12 @@ def build_model(config: PreTrainedConfig) -> PreTrainedModel:
 def is_causal(config: PreTrainedConfig) -> bool:
     """Whether a token attends to those before it alone."""
     return bool(getattr(config, "is_decoder", False))
+
+
+def kinds_of(config: PreTrainedConfig) -> dict[str, str]:
+    """The arguments of `build_config` that say what weights are of where their names and sizes do not."""
+    positions, adaptive = positions_of(config)
+    return {"objective": "causal" if is_causal(config) else "masked", "positions": positions, "adaptive": adaptive}
 
 
 def shape_of(config: PreTrainedConfig) -> Shape:
@@ -197,8 +213,7 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, documents: Tensor |
         positions = positions - positions.where(starts, 0).cummax(1).values
         attention = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
         attention = attention.tril() if is_causal(model.config) else attention
-    if "roberta" in model.config.model_type:
-        positions = positions + model.config.pad_token_id + 1
+    positions = positions + first_position(model.config)
     options = {"use_cache": False} if is_causal(model.config) else {}
     hidden: Tensor = base(input_ids, attention_mask=attention, position_ids=positions, **options).last_hidden_state
     return hidden

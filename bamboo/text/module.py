@@ -7,12 +7,9 @@ from transformers import PreTrainedModel
 
 from bamboo.errors import InputError
 from bamboo.text.data import TokenData
-from bamboo.text.encoder import longest_sequence
+from bamboo.text.encoder import config_of, kinds_of, longest_sequence
 from bamboo.text.tokenizer import special_ids
 from bamboo.training import TrainingModule
-
-KINDS = {"objective": "masked", "positions": "learned", "adaptive": "none"}
-"""Arguments of `build_config` that say which model weights are of where their names and sizes do not, and defaults."""
 
 
 class TextModule(TrainingModule):
@@ -55,17 +52,12 @@ class TextModule(TrainingModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model or tokenizer; take its tokenizer where no data have given one."""
-        said = checkpoint.get("hyper_parameters", {})
-        for key, default in KINDS.items():  # which may be the same weights
-            # A number is what max_positions was called before.
-            theirs, own = (
-                default if isinstance(value := arguments.get(key, default), int) else value
-                for arguments in (said, self.hparams)
-            )
-            if own != theirs:
+        if arguments := checkpoint.get("hyper_parameters"):
+            theirs, own = (kinds_of(config) for config in (config_of(arguments), self.model.config))
+            for key in (key for key in own if own[key] != theirs[key]):  # which may be of the same weights
                 raise InputError(
-                    f"the checkpoint has {key} {theirs}, and the configuration says {own}: "
-                    f"give --model.init_args.{key} {theirs}"
+                    f"the checkpoint has {key} {theirs[key]}, and the configuration says {own[key]}: "
+                    f"give --model.init_args.{key} {theirs[key]}"
                 )
         super().on_load_checkpoint(checkpoint)
         self.tokenizer_json = self.tokenizer_json or checkpoint["tokenizer"]

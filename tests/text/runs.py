@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from bamboo.cli import main
 from tests.runs import CONFIGS
 
@@ -26,3 +28,14 @@ def corpus_options(corpus: Path) -> list[str]:
 def last(folder: Path, name: str = "text_quickstart", version: int = 0) -> Path:
     """The last checkpoint of a run below `folder`."""
     return folder / "runs" / name / f"version_{version}" / "checkpoints" / "last.ckpt"
+
+
+def saved(module, path, tokenizer):
+    """A checkpoint of a module whose weights were moved, as Lightning writes it."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "tokenizer": tokenizer}
+    torch.save(content, path)
+    return path

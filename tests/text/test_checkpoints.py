@@ -11,20 +11,11 @@ from bamboo.text.classification import TextClassification
 from bamboo.text.filling import fill, filled_in
 from bamboo.text.pretraining import MLMPretraining
 from tests.runs import load
+from tests.text.runs import saved
 
 SENTENCE = "A dog is an [MASK] that people keep as a [MASK]."
 TEXTS = ["A dog, naïve and 犬, barks.", "Short."]
 TINY = {"shape": {"depth": 2, "width": 16, "heads": 2}, "vocab_size": 500, "max_positions": 64}
-
-
-def save(module, path, tokenizer):
-    """A checkpoint of fresh weights, as Lightning writes it."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "tokenizer": tokenizer}
-    torch.save(content, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +29,7 @@ def encode(folder):
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta-prelayernorm", "modernbert"])
 def test_an_exported_folder_gives_equal_outputs(architecture, tokenizer, tmp_path):
-    path = save(MLMPretraining(architecture=architecture, **TINY), tmp_path / "last.ckpt", tokenizer)
+    path = saved(MLMPretraining(architecture=architecture, **TINY), tmp_path / "last.ckpt", tokenizer)
     name, _ = export_text(path, tmp_path / "folder")
     assert name == "AutoModelForMaskedLM"
     loaded, exported = load_text(path), AutoModelForMaskedLM.from_pretrained(tmp_path / "folder").eval()
@@ -57,7 +48,7 @@ def test_an_exported_folder_gives_equal_outputs(architecture, tokenizer, tmp_pat
 
 def test_the_encoder_alone_of_a_classification_leaves_into_the_current_folder(tokenizer, tmp_path, monkeypatch):
     """Its head is none of transformers', and a masked language model's would be drawn at random."""
-    path = save(TextClassification(architecture="bert", **TINY), tmp_path / "last.ckpt", tokenizer)
+    path = saved(TextClassification(architecture="bert", **TINY), tmp_path / "last.ckpt", tokenizer)
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path / "folder")
     name, _ = export_text(path, Path())

@@ -23,7 +23,7 @@ from bamboo.text.pretraining import MLMPretraining
 from tests.finetune.glue.tiny import write_data
 from tests.interruption import Interruption
 from tests.runs import load, same
-from tests.text.runs import corpus_options, fit, last
+from tests.text.runs import corpus_options, fit, last, saved
 
 SHAPE = {"depth": 2, "width": 32, "heads": 2}
 RUN = [
@@ -46,17 +46,6 @@ def adapted(corpus, tmp_path_factory):
 @pytest.fixture
 def ids():
     return torch.randint(5, 90, (2, 100), generator=torch.Generator().manual_seed(0))
-
-
-def saved(module, path, tokenizer):
-    """A checkpoint of a module whose weights were moved, as Lightning writes it."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "tokenizer": tokenizer}
-    torch.save(content, path)
-    return path
 
 
 def started(source, corpus, **options):
